@@ -1,0 +1,126 @@
+"""Do the files exist that the datasets of a config read?
+
+Knows the arguments that the datasets of all three codebases share: ``data_root``, ``ann_file`` and
+``data_prefix``, at any depth of wrappers (``dataset``, ``datasets``).
+"""
+
+import os.path as osp
+import re
+from collections.abc import Iterator
+
+from mmengine.config import Config
+
+# These fetch their files themselves, unless told not to.
+DOWNLOADING = {'CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST'}
+LOCAL_BACKENDS = {None, 'local', 'disk', 'LocalBackend'}
+
+
+def is_remote(path: str) -> bool:
+    """Say whether a path is an address or names a storage backend, and so cannot be looked up."""
+    # Two characters at least before the colon: `C:` is a drive.
+    return '://' in path or re.match(r'[A-Za-z0-9+.-]{2,}:', path) is not None
+
+
+def _texts(value, name: str) -> Iterator[tuple[str, str]]:
+    """Yield (dotted name, text) of a text, or of the texts in a list or dict."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(item, f'{name}.{key}')
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _texts(item, f'{name}.{index}')
+
+
+def _reads_labels(dataset: dict) -> bool:
+    return 'pipeline' not in dataset or 'LoadAnnotations' in str(dataset['pipeline'])
+
+
+def _missing_of_dataset(dataset: dict, name: str) -> Iterator[tuple[str, str]]:
+    backend = (dataset.get('backend_args') or {}).get('backend')
+    kind = dataset.get('type')
+    kind = getattr(kind, '__name__', kind)
+    if backend not in LOCAL_BACKENDS or (kind in DOWNLOADING and dataset.get('download', True)):
+        return
+    root = dataset.get('data_root') or ''
+    root = root if isinstance(root, str) else ''
+    if is_remote(root):
+        return
+    children = [*_texts(dataset.get('ann_file'), f'{name}.ann_file')]
+    children += _texts(dataset.get('data_prefix'), f'{name}.data_prefix')
+    if not _reads_labels(dataset):
+        # A test set without labels names the folder that it would have.
+        children = [item for item in children if not item[0].endswith('.seg_map_path')]
+    # The root stands for itself only where nothing below it is named: absolute paths do not use it.
+    paths = [(argument, osp.join(root, text)) for argument, text in children if text]
+    if root and not paths:
+        paths = [(f'{name}.data_root', root)]
+    root_is_missing = root and not osp.exists(osp.expanduser(root))
+    for argument, path in paths:
+        if is_remote(path) or osp.exists(osp.expanduser(path)):
+            continue
+        if root_is_missing and path.startswith(root):
+            yield f'{name}.data_root', root
+            return
+        yield argument, path
+
+
+def missing_files(node, name: str) -> Iterator[tuple[str, str]]:
+    """Find what the datasets in a part of a config read and what is not there.
+
+    Args:
+        node (dict | list): A dataset config or a list of them, wrappers included.
+        name (str): Its dotted name.
+
+    Yields:
+        tuple[str, str]: The dotted name of the argument, and the missing path.
+    """
+    if isinstance(node, (list, tuple)):
+        for index, item in enumerate(node):
+            yield from missing_files(item, f'{name}.{index}')
+    elif isinstance(node, dict):
+        for key in ('dataset', 'datasets'):
+            if key in node:
+                yield from missing_files(node[key], f'{name}.{key}')
+        if {'data_root', 'ann_file', 'data_prefix'} & set(node):
+            yield from _missing_of_dataset(node, name)
+
+
+def _missing_of_evaluator(node, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the annotation files that metrics read themselves, as CocoMetric does."""
+    if isinstance(node, (list, tuple)):
+        for index, item in enumerate(node):
+            yield from _missing_of_evaluator(item, f'{name}.{index}')
+    elif isinstance(node, dict):
+        yield from _missing_of_evaluator(node.get('metrics'), f'{name}.metrics')
+        for argument, path in _texts(node.get('ann_file'), f'{name}.ann_file'):
+            if path and not is_remote(path) and not osp.exists(osp.expanduser(path)):
+                yield argument, path
+
+
+def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
+    """Check that the data of the given phases are there.
+
+    Args:
+        cfg (Config): The full config.
+        phases (tuple[str, ...]): Of ``train``, ``val`` and ``test``; one that the config does not
+            have is passed over.
+
+    Raises:
+        FileNotFoundError: If anything is missing. Lists it all, with the arguments that name it.
+    """
+    missing = []
+    for phase in phases:
+        loader = cfg.get(f'{phase}_dataloader')
+        if loader is None:
+            continue
+        missing += missing_files(loader.get('dataset'), f'{phase}_dataloader.dataset')
+        missing += _missing_of_evaluator(cfg.get(f'{phase}_evaluator'), f'{phase}_evaluator')
+    if not missing:
+        return
+    lines = [f'  {name}: {path!r} ({osp.abspath(path)})' for name, path in missing]
+    options = ' '.join(f'{name}=PATH' for name, _ in missing)
+    raise FileNotFoundError('data are missing:\n' + '\n'.join(lines) +
+                            f'\nPut or link them there, or say where they are: --cfg-options '
+                            f'{options}')

@@ -1,0 +1,53 @@
+"""Which distributions provide the mm modules, and whether they belong together.
+
+OpenMMLab's original packages and their maintained continuation (``onedl-*``) install the same
+modules; where both are installed, files of one overwrite files of the other.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+# Module name to the distributions that provide it: the maintained set first, then the original.
+DISTRIBUTIONS = {
+    'mmengine': (('onedl-mmengine', ), ('mmengine', 'mmengine-lite')),
+    'mmcv': (('onedl-mmcv', ), ('mmcv', 'mmcv-lite')),
+    'mmseg': (('onedl-mmsegmentation', ), ('mmsegmentation', )),
+    'mmdet': (('onedl-mmdetection', ), ('mmdet', )),
+    'mmpretrain': (('onedl-mmpretrain', ), ('mmpretrain', )),
+}
+
+
+def _installed(names) -> list[str]:
+    found = []
+    for name in names:
+        try:
+            found.append(f'{name} {version(name)}')
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def providers() -> dict[str, str | None]:
+    """Say which distribution provides each mm module.
+
+    Returns:
+        dict[str, str | None]: ``{'mmcv': 'onedl-mmcv 2.3.6', 'mmdet': None, ...}``.
+    """
+    return {
+        module: next(iter(_installed(maintained + original)), None)
+        for module, (maintained, original) in DISTRIBUTIONS.items()
+    }
+
+
+def check_package_sets() -> None:
+    """Refuse an environment in which the two package sets are mixed.
+
+    Raises:
+        RuntimeError: If distributions of both sets are installed. Names them and the remedy.
+    """
+    maintained = _installed(name for sets in DISTRIBUTIONS.values() for name in sets[0])
+    original = _installed(name for sets in DISTRIBUTIONS.values() for name in sets[1])
+    if maintained and original:
+        raise RuntimeError(
+            'two package sets that overwrite each other are installed together: '
+            f'{", ".join(maintained)} and {", ".join(original)}. Make a new environment with one '
+            'of them; from a clone, `bash tools/install.sh` makes .venv with the tested set.')

@@ -1,0 +1,183 @@
+"""Checks of what a user may have got wrong, made before the Runner exists or a file is written.
+
+Each raises an error that names the argument and the remedy; the tools show it as one message.
+"""
+
+import os.path as osp
+from collections.abc import Iterator
+from glob import escape as glob_escape
+from glob import glob
+from importlib.util import find_spec
+
+from mmengine.config import Config
+
+from .datasets import check_data, is_remote
+from .launch import check_launcher
+
+SCOPES = ('mmseg', 'mmdet', 'mmpretrain')
+
+
+def _importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # the parent package is missing or broken
+        return False
+
+
+def check_scope(cfg: Config) -> None:
+    """Check that the config belongs to a known codebase, and that this one is installed.
+
+    Args:
+        cfg (Config): The full config.
+
+    Raises:
+        ValueError: If ``default_scope`` is missing or of no known codebase.
+        ModuleNotFoundError: If the codebase, or what it needs from MMCV, is not installed.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in SCOPES:
+        raise ValueError(
+            f'CONFIG {cfg.filename}: default_scope is {scope!r}, not one of {", ".join(SCOPES)}. '
+            "Set it in the config, such as default_scope = 'mmseg'.")
+    if not _importable(scope):
+        raise ModuleNotFoundError(
+            f'CONFIG {cfg.filename} needs {scope}, which is not installed here. From a clone, '
+            '`bash tools/install.sh` installs the tested versions.')
+    if scope == 'mmdet' and not _importable('mmcv._ext'):
+        raise ModuleNotFoundError(
+            f'CONFIG {cfg.filename} needs mmdet, and mmdet needs the compiled operators of MMCV '
+            '(mmcv._ext), which are missing here. From a clone, `bash tools/install.sh --with-ops` '
+            'builds them.')
+
+
+def check_file(path: str, argument: str, remedy: str) -> None:
+    """Check that a file exists, unless it is an address.
+
+    Args:
+        path (str): The path or address.
+        argument (str): What the user calls it.
+        remedy (str): What to do about it.
+
+    Raises:
+        FileNotFoundError: If a local file is missing.
+    """
+    if not is_remote(path) and not osp.isfile(osp.expanduser(path)):
+        raise FileNotFoundError(f'{argument}: no such file {path!r}. {remedy}')
+
+
+def _pretrained(node, name: str) -> Iterator[tuple[str, str]]:
+    """Yield (dotted name, path) of every weight file that a model config starts from."""
+    if isinstance(node, (list, tuple)):
+        for index, item in enumerate(node):
+            yield from _pretrained(item, f'{name}.{index}')
+    elif isinstance(node, dict):
+        if node.get('type') == 'Pretrained' and isinstance(node.get('checkpoint'), str):
+            yield f'{name}.checkpoint', node['checkpoint']
+        if isinstance(node.get('pretrained'), str):
+            yield f'{name}.pretrained', node['pretrained']
+        for key, value in node.items():
+            yield from _pretrained(value, f'{name}.{key}')
+
+
+def check_pretrained(cfg: Config) -> None:
+    """Check the local weight files from which the model starts its training.
+
+    Args:
+        cfg (Config): The full config.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+    """
+    for name, path in _pretrained(cfg.model, 'model'):
+        owner = name.rsplit('.', 1)[0] if name.endswith('.checkpoint') else name
+        check_file(
+            path, name, f'Name another file with --cfg-options {name}=FILE, or start from random '
+            f'weights with --cfg-options {owner}=None.')
+
+
+def check_work_dir(cfg: Config) -> None:
+    """Refuse to train into a folder that holds another run, unless it is resumed.
+
+    Every process makes this check before the process group exists. Nobody writes a checkpoint
+    before all have joined the group, so a late process never takes its own run for an older one.
+
+    Args:
+        cfg (Config): The full config, with ``work_dir`` and ``resume`` decided.
+
+    Raises:
+        FileExistsError: If the folder holds checkpoints and ``resume`` is not set.
+        FileNotFoundError: If ``resume`` follows ``last_checkpoint`` to a file that is gone.
+    """
+    pointer = osp.join(cfg.work_dir, 'last_checkpoint')
+    if cfg.get('resume'):
+        if not cfg.get('load_from') and osp.isfile(pointer):
+            with open(pointer) as file:
+                target = file.read().strip()
+            check_file(target, f'--resume: {pointer} points to a file that is gone',
+                       'Name the checkpoint itself with --resume FILE.')
+        return
+    folders = [cfg.work_dir]
+    out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    if out_dir:  # CheckpointHook writes to a folder of the same name there
+        folders.append(osp.join(out_dir, osp.basename(osp.normpath(cfg.work_dir))))
+    for folder in folders:
+        found = sorted(osp.basename(path) for path in glob(osp.join(glob_escape(folder), '*.pth')))
+        found += ['last_checkpoint'] if osp.exists(osp.join(folder, 'last_checkpoint')) else []
+        if found:
+            names = ', '.join(found[:3]) + (', ...' if len(found) > 3 else '')
+            raise FileExistsError(
+                f'--work-dir: {folder!r} holds the results of another run ({names}). Go on with '
+                'that run: --resume. Keep it: another --work-dir. Else remove the folder by hand.')
+
+
+def check_output(path: str, argument: str) -> None:
+    """Refuse an output that exists already: a file, or a folder with anything in it.
+
+    Args:
+        path (str): The output.
+        argument (str): The option that names it.
+
+    Raises:
+        FileExistsError: If there is something that would be overwritten or mixed up.
+    """
+    if osp.isfile(path) or glob(osp.join(glob_escape(path), '*')):
+        kind = 'the folder is not empty' if osp.isdir(path) else 'the file exists'
+        raise FileExistsError(f'{argument}: {path!r}: {kind}. Name another {argument}, or remove '
+                              'it by hand.')
+
+
+def preflight_train(cfg: Config, launcher: str) -> None:
+    """Make every check of a training run; see the single checks for what they raise.
+
+    Args:
+        cfg (Config): The full config, options merged.
+        launcher (str): The value of ``--launcher``.
+    """
+    check_scope(cfg)
+    check_launcher(launcher)
+    if cfg.get('train_dataloader') is None:
+        raise ValueError(f'CONFIG {cfg.filename}: has no train_dataloader, so it cannot be trained.')
+    check_work_dir(cfg)
+    if cfg.get('load_from'):
+        option = '--resume' if cfg.get('resume') else 'load_from'
+        check_file(cfg.load_from, option, 'Check the path.')
+    check_pretrained(cfg)
+    check_data(cfg, ('train', 'val'))
+
+
+def preflight_test(cfg: Config, launcher: str) -> None:
+    """Make every check of a test run; see the single checks for what they raise.
+
+    Weights that training would start from are not looked at: the checkpoint replaces them.
+
+    Args:
+        cfg (Config): The full config, options merged.
+        launcher (str): The value of ``--launcher``.
+    """
+    check_scope(cfg)
+    check_launcher(launcher)
+    if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
+        raise ValueError(f'CONFIG {cfg.filename}: has no test_dataloader or no test_evaluator, so '
+                         'it cannot be tested.')
+    check_file(cfg.load_from, 'CHECKPOINT', 'Check the path; train.py writes *.pth to --work-dir.')
+    check_data(cfg, ('test', ))

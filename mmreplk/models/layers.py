@@ -1,0 +1,85 @@
+"""Convolution, norm and activation as one ``nn.Sequential`` with the official sub-module names."""
+
+from collections import OrderedDict
+
+import torch
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from torch import nn
+
+
+def conv_bn(in_channels: int,
+            out_channels: int,
+            kernel_size: int,
+            stride: int = 1,
+            groups: int = 1,
+            norm_cfg: dict | None = None,
+            act_cfg: dict | None = None) -> nn.Sequential:
+    """A bias-free convolution with padding ``kernel_size // 2``, its norm, and an activation.
+
+    The sub-modules are called ``conv``, ``bn`` and ``nonlinear``, as in the official checkpoints.
+
+    Args:
+        in_channels (int): Input channels.
+        out_channels (int): Output channels.
+        kernel_size (int): Odd kernel size.
+        stride (int): Stride. Defaults to 1.
+        groups (int): Groups. Defaults to 1.
+        norm_cfg (dict, optional): Config of the norm layer. Defaults to None, BN.
+        act_cfg (dict, optional): Config of the activation. Defaults to None, no activation.
+
+    Returns:
+        nn.Sequential: Maps ``(N, in_channels, H, W)`` to
+        ``(N, out_channels, ceil(H / stride), ceil(W / stride))``.
+    """
+    layers = OrderedDict(
+        conv=nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            kernel_size // 2,
+            groups=groups,
+            bias=False),
+        bn=norm_layer(norm_cfg, out_channels))
+    if act_cfg is not None:
+        layers['nonlinear'] = build_activation_layer(act_cfg)
+    return nn.Sequential(layers)
+
+
+def norm_layer(norm_cfg: dict | None, num_features: int) -> nn.Module:
+    """The norm layer that ``norm_cfg`` describes; None stands for BN."""
+    return build_norm_layer(norm_cfg or dict(type='BN'), num_features)[1]
+
+
+@torch.no_grad()
+def fuse_conv_bn(conv: nn.Conv2d, bn: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of the one convolution that equals ``bn(conv(x))`` in evaluation mode.
+
+    ``w' = w * gamma / sqrt(var + eps)`` and ``b' = beta + (b - mean) * gamma / sqrt(var + eps)``
+    (paper, section 3.1, re-parameterisation), computed in float64.
+
+    Args:
+        conv (nn.Conv2d): The convolution, weight ``(O, I / groups, Kh, Kw)``.
+        bn (nn.Module): A batch norm over its O output channels, with running statistics.
+
+    Returns:
+        tuple[Tensor, Tensor]: Weight, shaped like ``conv.weight``, and bias ``(O, )``, in float64.
+
+    Raises:
+        TypeError: If ``bn`` keeps no running statistics (GN, LN, or a BN built without them): then
+            its effect depends on the input and no convolution equals it.
+    """
+    if getattr(bn, 'running_mean', None) is None or getattr(bn, 'running_var', None) is None:
+        raise TypeError(
+            f'cannot merge a convolution with {type(bn).__name__}: only a norm with running '
+            'statistics folds into a convolution. Train with norm_cfg of type BN or SyncBN to '
+            'deploy merged kernels.')
+    scale = (bn.running_var.double() + bn.eps).rsqrt()
+    if bn.weight is not None:
+        scale = scale * bn.weight.double()
+    bias = -bn.running_mean.double() if conv.bias is None else (
+        conv.bias.double() - bn.running_mean.double())
+    bias = bias * scale
+    if bn.bias is not None:
+        bias = bias + bn.bias.double()
+    return conv.weight.double() * scale.reshape(-1, 1, 1, 1), bias

@@ -1,0 +1,87 @@
+"""The large kernel with its parallel small kernel, and their exact merge (paper, section 3.1)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .layers import conv_bn, fuse_conv_bn
+
+
+class ReparamLargeKernelConv(nn.Module):
+    """A depth-wise KxK conv-BN, plus a small conv-BN on the same input during training.
+
+    Deployed, it is one convolution with a bias. The sub-modules carry the official names:
+    ``lkb_origin`` and ``small_conv`` in training, ``lkb_reparam`` when merged.
+
+    Args:
+        channels (int): Channels C of input and output.
+        kernel_size (int): The large kernel K, odd.
+        small_kernel (int, optional): The small kernel, odd and at most K; None for no such branch.
+        norm_cfg (dict, optional): Config of the norms. Defaults to None, BN.
+        deploy (bool): Whether to build the merged convolution. Defaults to False.
+    """
+
+    def __init__(self,
+                 channels: int,
+                 kernel_size: int,
+                 small_kernel: int | None = None,
+                 norm_cfg: dict | None = None,
+                 deploy: bool = False):
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.small_kernel = small_kernel
+        if deploy:
+            self.lkb_reparam = self._merged_conv(channels)
+        else:
+            self.lkb_origin = conv_bn(
+                channels, channels, kernel_size, groups=channels, norm_cfg=norm_cfg)
+            if small_kernel is not None:
+                self.small_conv = conv_bn(
+                    channels, channels, small_kernel, groups=channels, norm_cfg=norm_cfg)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(N, C, H, W)`` to the same shape."""
+        if self.deploy:
+            return self.lkb_reparam(x)
+        out = self.lkb_origin(x)
+        if self.small_kernel is not None:
+            out = out + self.small_conv(x)
+        return out
+
+    @property
+    def deploy(self) -> bool:
+        """Whether the branches are merged."""
+        return hasattr(self, 'lkb_reparam')
+
+    @torch.no_grad()
+    def merge_kernel(self) -> None:
+        """Replace the branches by the one convolution that equals them in evaluation mode.
+
+        The merge is computed in float64 and rounded once. Merging twice does nothing.
+
+        Raises:
+            TypeError: If a norm keeps no running statistics; nothing is changed then.
+        """
+        if self.deploy:
+            return
+        origin = self.lkb_origin.conv
+        weight, bias = fuse_conv_bn(origin, self.lkb_origin.bn)
+        if self.small_kernel is not None:
+            small_weight, small_bias = fuse_conv_bn(self.small_conv.conv, self.small_conv.bn)
+            # Both kernels are centred on the same pixel, so the small one lands in the middle.
+            border = (self.kernel_size - self.small_kernel) // 2
+            weight = weight + F.pad(small_weight, [border] * 4)
+            bias = bias + small_bias
+        merged = self._merged_conv(origin.in_channels).to(origin.weight)
+        merged.weight.copy_(weight)
+        merged.bias.copy_(bias)
+        merged.requires_grad_(origin.weight.requires_grad)
+        merged.train(self.training)
+        del self.lkb_origin
+        if self.small_kernel is not None:
+            del self.small_conv
+        self.lkb_reparam = merged
+
+    def _merged_conv(self, channels: int) -> nn.Conv2d:
+        return nn.Conv2d(
+            channels, channels, self.kernel_size, padding=self.kernel_size // 2, groups=channels)

@@ -1,0 +1,45 @@
+"""Shared by all tests: one thread, one seed, a small architecture, and checks of the machine."""
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture()
+def tiny_arch():
+    """A RepLKNet with every kind of block that a test can afford: a fresh dict each time."""
+    return dict(
+        large_kernel_sizes=[13, 11, 9, 7], layers=[1, 2, 1, 1], channels=[8, 12, 16, 20],
+        small_kernel=5, dw_ratio=1, ffn_ratio=4)
+
+
+def randomize_norms(module):
+    """Give every batch norm statistics and parameters that make a wrong merge visible."""
+    for m in module.modules():
+        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):
+            torch.nn.init.uniform_(m.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(m.running_var, 0.3, 3.0)
+            torch.nn.init.uniform_(m.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(m.bias, -0.5, 0.5)
+    return module
+
+
+@pytest.fixture(name='randomize_norms')
+def _randomize_norms():
+    return randomize_norms
+
+
+def pytest_configure(config):
+    # The suite's own install step builds the operators: CI must not pass by skipping what needs them.
+    if os.environ.get('CI') and importlib.util.find_spec('mmcv') is not None:
+        from importlib.util import find_spec
+        if find_spec('mmcv._ext') is None:
+            raise pytest.UsageError(
+                'mmcv has no compiled operators; run `bash tools/install.sh --with-ops`')

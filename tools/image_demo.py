@@ -1,0 +1,40 @@
+"""Draw the prediction of a segmentor, detector or classifier for one image."""
+
+import argparse
+import sys
+
+try:
+    import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
+    from mmreplk.engine import cli, inference, launch, preflight
+except (ImportError, RuntimeError) as error:
+    sys.exit(f'image_demo.py: error: {error}')
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('image', metavar='IMAGE', help='image file')
+    parser.add_argument('config', metavar='CONFIG', help='config file, or mmreplk::NAME.py')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights, a path or an address')
+    parser.add_argument('--out', required=True, metavar='FILE', help='picture to write')
+    parser.add_argument('--device', help='such as cuda:0 or cpu; by default a GPU if there is one')
+    parser.add_argument('--score-thr', type=float, default=0.3,
+                        help='detections below this score are not drawn (default: 0.3)')
+    cli.add_cfg_options(parser)
+    return parser, parser.parse_args()
+
+
+def main():
+    parser, args = parse_args()
+    with cli.clear_errors(parser):
+        cfg = cli.read_config(args.config, args.cfg_options)
+        preflight.check_scope(cfg)
+        preflight.check_file(args.image, 'IMAGE', 'Check the path.')
+        preflight.check_file(args.checkpoint, 'CHECKPOINT', 'Check the path.')
+        preflight.check_output(args.out, '--out')
+        launch.fit_to_hardware(cfg, 'none')
+    inference.draw_prediction(
+        cfg, args.checkpoint, args.image, args.out, args.device, args.score_thr)
+
+
+if __name__ == '__main__':
+    main()

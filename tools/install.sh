@@ -1,0 +1,190 @@
+#!/usr/bin/env bash
+# Set up .venv beside this checkout, from requirements/onedl.txt.
+#
+#   bash tools/install.sh              everything but mmcv's compiled operators: minutes
+#   bash tools/install.sh --with-ops   with them (detection and the tests need them): built once,
+#                                      about 25 minutes on two cores, then kept in a cache
+#
+# A second run changes nothing; an interrupted one can be repeated and goes on where it was, the
+# operator build included. PYTHON names the interpreter for a new .venv (3.10 to 3.12),
+# MMREPLK_CACHE the folder of built wheels (default: mmreplk in the user's cache folder).
+set -euo pipefail
+
+usage() { sed -n '2,12s/^# \{0,1\}//p' "$0"; }
+die() { echo "install.sh: error: $*" >&2; exit 1; }
+step() { echo "[install] $*"; }
+
+with_ops=0
+for arg in "$@"; do
+    case "$arg" in
+        --with-ops) with_ops=1 ;;
+        -h | --help) usage; exit 0 ;;
+        *) usage >&2; die "unknown argument '$arg'" ;;
+    esac
+done
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+requirements=requirements/onedl.txt
+venv=$root/.venv
+cache=${MMREPLK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmreplk}
+
+lock() { # FILE: wait for another run of this script that works on the same thing
+    mkdir -p "$(dirname "$1")"
+    command -v flock >/dev/null || return 0
+    exec {lock_fd}>"$1"
+    flock -n "$lock_fd" || { step "waiting for another install that holds $1"; flock "$lock_fd"; }
+}
+
+supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.11 python3.12 python3.10 python; do
+        if command -v "$candidate" >/dev/null && supported "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+        [ "$candidate" != "${PYTHON:-}" ] || die "PYTHON=$PYTHON is not a Python 3.10 to 3.12"
+    done
+    die "no Python 3.10 to 3.12 found; install one, or name it: PYTHON=/path/to/python3.11 bash tools/install.sh"
+}
+
+pinned() { sed -n "s/^$1==\([^ ]*\).*/\1/p" "$requirements"; }
+
+lock "$root/.venv.lock"
+
+# --- Nothing to do? -------------------------------------------------------------------------------
+stamp=$venv/.mmreplk-installed
+wanted=$(cat "$requirements" setup.py tools/install.sh | cksum)
+py=$venv/bin/python
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+    if [ $with_ops = 0 ]; then
+        step "up to date"
+        exit 0
+    elif "$py" -c 'import torch, mmcv._ext' 2>/dev/null; then
+        step "up to date, mmcv's operators included"
+        exit 0
+    fi
+fi
+
+# --- Environment and torch ------------------------------------------------------------------------
+if ! "$py" -m pip --version >/dev/null 2>&1; then
+    python=$(find_python)
+    step "making .venv with $("$python" --version)"
+    "$python" -m venv "$venv"
+fi
+supported "$py" || die ".venv has $("$py" --version), which is not 3.10 to 3.12; remove .venv and run this again"
+pip() { "$py" -m pip --disable-pip-version-check "$@"; }
+
+# A package whose installation was cut off has metadata without a list of files: pip would take it
+# for installed.
+"$py" - <<'PY'
+import shutil, sysconfig
+from pathlib import Path
+for info in Path(sysconfig.get_paths()['purelib']).glob('*.dist-info'):
+    if not (info / 'RECORD').is_file():
+        print(f'[install] removing the incomplete {info.name}')
+        shutil.rmtree(info)
+PY
+
+step "torch and the build tools (about 2.5 GB on a new machine)"
+build_needs=()
+for name in torch torchvision numpy setuptools wheel ninja psutil packaging; do
+    build_needs+=("$name==$(pinned $name)")
+done
+pip install -q --progress-bar on "${build_needs[@]}"
+
+# --- mmcv -----------------------------------------------------------------------------------------
+mmcv=$(pinned onedl-mmcv)
+tag=$("$py" -c 'import platform, sys; print(f"cp{sys.version_info[0]}{sys.version_info[1]}-{platform.machine()}")')
+torch=$("$py" -c 'import torch; print(torch.__version__)')
+
+unpack_mmcv() { # DIR: the source tree of mmcv, in DIR/src
+    [ ! -d "$1/src" ] || return 0
+    rm -rf "$1/sdist" "$1/unpacked"
+    # Isolated from .venv: this only reads the metadata.
+    pip download -q --no-deps --no-binary onedl-mmcv -d "$1/sdist" "onedl-mmcv==$mmcv"
+    mkdir -p "$1/unpacked"
+    tar -xf "$1"/sdist/*.tar.gz -C "$1/unpacked"
+    mv "$1"/unpacked/* "$1/src"
+}
+
+build_ops() { # DIR: build the wheel with operators in DIR, going on where an earlier run stopped
+    local log=$1/build.log jobs pid
+    unpack_mmcv "$1"
+    jobs=$("$py" -c 'import os, psutil
+cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+print(max(1, min(cores, int(psutil.virtual_memory().available / 2**31))))')
+    step "building mmcv $mmcv with operators for torch $torch ($device), $jobs jobs; log: $log"
+    rm -rf "$1/part"
+    MAX_JOBS=$jobs "${build_env[@]}" "$py" -m pip wheel -v --no-deps --no-build-isolation \
+        -w "$1/part" "$1/src" >"$log" 2>&1 </dev/null &
+    pid=$!
+    trap 'kill "$pid" 2>/dev/null || true' EXIT
+    while kill -0 "$pid" 2>/dev/null; do
+        sleep 5
+        if ((SECONDS - ${reported:-0} >= 30)); then
+            reported=$SECONDS
+            step "  $(grep -oE '\[[0-9]+/[0-9]+\]' "$log" | tail -n 1) $((SECONDS / 60)) min"
+        fi
+    done
+    trap - EXIT
+    wait "$pid" || { tail -n 30 "$log" >&2; die "mmcv did not build; the whole log is $log"; }
+    "$py" -m zipfile -l "$1"/part/*.whl | grep -q 'mmcv/_ext' ||
+        die "mmcv was built without its operators; the log is $log"
+    mv "$1"/part/*.whl "$1/"
+    rm -rf "$1/part" "$1/src" "$1/sdist" "$1/unpacked"
+}
+
+device=cpu
+build_env=(env CUDA_VISIBLE_DEVICES=)
+cuda=$("$py" -c 'import torch; print(torch.version.cuda if torch.cuda.is_available() else "")')
+if [ -n "$cuda" ]; then
+    if nvcc --version 2>/dev/null | grep -q "release ${cuda%%.*}\."; then
+        device=cu${cuda//./}
+        build_env=(env FORCE_CUDA=1)
+    else
+        step "a GPU but no nvcc of CUDA ${cuda%%.*}: mmcv's operators will run on the CPU only"
+    fi
+fi
+ops_dir=$cache/mmcv-$mmcv-torch$torch-$tag-$device
+plain_dir=$cache/mmcv-$mmcv-without-ops-$tag
+
+has_wheel() { compgen -G "$1/*.whl" >/dev/null; }
+
+lock "$cache/build.lock"
+if [ $with_ops = 1 ] && ! has_wheel "$ops_dir"; then
+    build_ops "$ops_dir"
+fi
+if has_wheel "$ops_dir"; then
+    mmcv_dir=$ops_dir
+else
+    mmcv_dir=$plain_dir
+    if ! has_wheel "$plain_dir"; then
+        step "mmcv $mmcv without operators (segmentation and classification need none)"
+        unpack_mmcv "$plain_dir"
+        # Built in isolation, where there is no torch, mmcv leaves its operators out.
+        pip wheel -q --no-deps -w "$plain_dir/part" "$plain_dir/src"
+        mv "$plain_dir"/part/*.whl "$plain_dir/"
+        rm -rf "$plain_dir/part" "$plain_dir/src" "$plain_dir/sdist" "$plain_dir/unpacked"
+    fi
+fi
+has_ops() { "$py" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("mmcv._ext") is None)' 2>/dev/null; }
+if [ "$("$py" -c 'from importlib.metadata import version; print(version("onedl-mmcv"))' 2>/dev/null)" != "$mmcv" ] ||
+    { [ "$mmcv_dir" = "$ops_dir" ] && ! has_ops; }; then
+    step "installing $(basename "$mmcv_dir")"
+    pip install -q --no-deps --force-reinstall "$mmcv_dir"/*.whl
+fi
+
+# --- The rest -------------------------------------------------------------------------------------
+step "the mm packages, test tools and mmreplk"
+pip install -q --progress-bar on -r "$requirements"
+pip install -q --no-deps --no-build-isolation -e .
+
+if [ $with_ops = 1 ]; then
+    "$py" -c 'import torch, mmcv._ext' || die "mmcv._ext does not import; remove $ops_dir and run this again"
+fi
+"$py" -c 'import mmseg, mmpretrain, mmreplk' >/dev/null || die "the installation does not import; remove .venv and run this again"
+echo "$wanted" >"$stamp"
+step "done: $(du -sh "$venv" | cut -f1) in .venv"

@@ -1,0 +1,49 @@
+"""Evaluate a model of MMSegmentation, MMDetection or MMPretrain, on one process or many."""
+
+import argparse
+import sys
+
+try:
+    import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
+    from mmreplk.engine import cli, evaluation, launch, preflight
+except (ImportError, RuntimeError) as error:
+    sys.exit(f'test.py: error: {error}')
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', metavar='CONFIG', help='config file, or mmreplk::NAME.py')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights, a path or an address')
+    parser.add_argument('--out', help='write the predictions: a folder of PNG files for '
+                        'segmentors, a .pkl file for detectors and classifiers')
+    parser.add_argument('--show-dir', help='draw every prediction into this folder')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation: the config\'s '
+                        'tta_model and tta_pipeline, else a horizontal flip')
+    cli.add_common_arguments(parser)
+    return parser, parser.parse_args()
+
+
+def main():
+    parser, args = parse_args()
+    with cli.clear_errors(parser, args.launcher):
+        cfg = cli.prepare(args)
+        cfg.load_from, cfg.resume = args.checkpoint, False
+        preflight.preflight_test(cfg, args.launcher)
+        evaluation.name_as_test(cfg)
+        if args.tta:
+            evaluation.use_tta(cfg)
+        if args.amp:
+            evaluation.use_test_amp(cfg)
+        if args.out:
+            preflight.check_output(args.out, '--out')
+            evaluation.use_out(cfg, args.out)
+        if args.show_dir:
+            preflight.check_output(args.show_dir, '--show-dir')
+            evaluation.use_show_dir(cfg, args.show_dir)
+        note = launch.fit_to_hardware(cfg, args.launcher)
+    with launch.process_group(args.launcher, cfg):
+        cli.build_runner(cfg, note).test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,41 @@
+"""Train a model of MMSegmentation, MMDetection or MMPretrain, on one process or many."""
+
+import argparse
+import sys
+
+try:
+    import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
+    from mmreplk.engine import cli, launch, options, preflight
+except (ImportError, RuntimeError) as error:
+    sys.exit(f'train.py: error: {error}')
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', metavar='CONFIG', help='config file, or mmreplk::NAME.py')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='FILE',
+                        help='go on from the last checkpoint of the work dir, or from FILE')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help='scale the learning rate with the total batch')
+    cli.add_common_arguments(parser)
+    return parser, parser.parse_args()
+
+
+def main():
+    parser, args = parse_args()
+    with cli.clear_errors(parser, args.launcher):
+        cfg = cli.prepare(args)
+        if args.amp:
+            options.use_amp(cfg)
+        if args.auto_scale_lr:
+            options.use_auto_scale_lr(cfg)
+        if args.resume:
+            options.use_resume(cfg, args.resume)
+        preflight.preflight_train(cfg, args.launcher)
+        note = launch.fit_to_hardware(cfg, args.launcher)
+    with launch.process_group(args.launcher, cfg):
+        cli.build_runner(cfg, note).train()
+
+
+if __name__ == '__main__':
+    main()
