@@ -7,6 +7,7 @@ _base_ = [
 
 channels = [16, 32, 64, 128]
 model = dict(
+    data_preprocessor=dict(size=(128, 128)),
     backbone=dict(
         arch=dict(
             _delete_=True,

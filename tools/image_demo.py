@@ -7,7 +7,8 @@ try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
     from mmreplk.engine import cli, inference, launch, preflight
 except (ImportError, RuntimeError) as error:
-    sys.exit(f'image_demo.py: error: {error}')
+    print(f'image_demo.py: error: {error}', file=sys.stderr)
+    sys.exit(2)
 
 
 def parse_args():

@@ -7,7 +7,8 @@ try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
     from mmreplk.engine import cli, evaluation, launch, preflight
 except (ImportError, RuntimeError) as error:
-    sys.exit(f'test.py: error: {error}')
+    print(f'test.py: error: {error}', file=sys.stderr)
+    sys.exit(2)
 
 
 def parse_args():
@@ -25,6 +26,7 @@ def parse_args():
 
 def main():
     parser, args = parse_args()
+    notes = []
     with cli.clear_errors(parser, args.launcher):
         cfg = cli.prepare(args)
         cfg.load_from, cfg.resume = args.checkpoint, False
@@ -39,10 +41,11 @@ def main():
             evaluation.use_out(cfg, args.out)
         if args.show_dir:
             preflight.check_output(args.show_dir, '--show-dir')
-            evaluation.use_show_dir(cfg, args.show_dir)
-        note = launch.fit_to_hardware(cfg, args.launcher)
-    with launch.process_group(args.launcher, cfg):
-        cli.build_runner(cfg, note).test()
+            processes = launch.process_count(args.launcher)
+            notes.append(evaluation.use_show_dir(cfg, args.show_dir, processes))
+        notes.append(launch.fit_to_hardware(cfg, args.launcher))
+    with launch.process_group(cfg, args.launcher):
+        cli.build_runner(cfg, *notes).test()
 
 
 if __name__ == '__main__':

@@ -7,7 +7,8 @@ try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
     from mmreplk.engine import cli, launch, options, preflight
 except (ImportError, RuntimeError) as error:
-    sys.exit(f'train.py: error: {error}')
+    print(f'train.py: error: {error}', file=sys.stderr)
+    sys.exit(2)
 
 
 def parse_args():
@@ -33,7 +34,7 @@ def main():
             options.use_resume(cfg, args.resume)
         preflight.preflight_train(cfg, args.launcher)
         note = launch.fit_to_hardware(cfg, args.launcher)
-    with launch.process_group(args.launcher, cfg):
+    with launch.process_group(cfg, args.launcher):
         cli.build_runner(cfg, note).train()
 
 

@@ -3,14 +3,16 @@
 import argparse
 import os
 import os.path as osp
+import time
 from contextlib import contextmanager
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .launch import PROCESS_ENV, has_gpu, process_rank
+from .launch import PROCESS_ENV, has_gpu, local_rank
 
+OTHERS_WAIT = 20  # seconds
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -45,11 +47,13 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 def clear_errors(parser: argparse.ArgumentParser, launcher: str = 'none'):
     """Show what goes wrong inside as one message of the tool, with exit code 2 and no traceback.
 
-    Meant for the preparation alone: an error of the run itself keeps its traceback.
+    Meant for the preparation alone: an error of the run itself keeps its traceback. Of the
+    processes of one machine the first writes the message. A launcher ends the others as soon as
+    one has ended, so they let the first go ahead.
 
     Args:
         parser (ArgumentParser): The tool's parser.
-        launcher (str): The value of ``--launcher``; only process 0 writes the message.
+        launcher (str): The value of ``--launcher``.
 
     Yields:
         None
@@ -57,8 +61,9 @@ def clear_errors(parser: argparse.ArgumentParser, launcher: str = 'none'):
     try:
         yield
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        text = f'{parser.prog}: error: {error}\n' if process_rank(launcher) == 0 else None
-        parser.exit(2, text)
+        if local_rank(launcher) != 0:
+            time.sleep(OTHERS_WAIT)
+        parser.exit(2, f'{parser.prog}: error: {error}\n')
 
 
 def read_config(path: str, options: dict | None = None) -> Config:
@@ -119,7 +124,7 @@ def set_loader_defaults(cfg: Config) -> None:
     """Complete the data loaders as the codebase's own tools do.
 
     MMPretrain's configs rely on its tools to choose the collate function, pinned memory and
-    persistent workers. In all configs, workers that do not exist (``num_workers=0``) cannot persist,
+    persistent workers. Workers that do not exist (``num_workers=0``) cannot persist in any config,
     so that ``--cfg-options train_dataloader.num_workers=0`` is enough to have none.
 
     Args:
@@ -137,17 +142,17 @@ def set_loader_defaults(cfg: Config) -> None:
             loader['persistent_workers'] = False
 
 
-def build_runner(cfg: Config, note: str | None = None) -> Runner:
+def build_runner(cfg: Config, *notes: str | None) -> Runner:
     """Build the Runner that a config asks for.
 
     Args:
         cfg (Config): The full config.
-        note (str, optional): A line for its log. Defaults to None.
+        *notes (str | None): Lines for its log.
 
     Returns:
         Runner: MMEngine's, or the one that ``runner_type`` names.
     """
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    if note:
+    for note in filter(None, notes):
         runner.logger.info(note)
     return runner

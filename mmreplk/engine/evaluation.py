@@ -22,6 +22,7 @@ TTA_MODELS = {
         tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
     'mmpretrain': dict(type='AverageClsScoreTTA'),
 }
+PNG_WRITERS = ('IoUMetric', 'CityscapesMetric')
 DUMPERS = {'mmdet': 'DumpDetResults', 'mmpretrain': 'DumpResults'}
 
 
@@ -71,8 +72,8 @@ def use_out(cfg: Config, out: str) -> None:
     metrics = metrics_of(cfg)
     if scope == 'mmseg':
         if out.endswith(('.pkl', '.pickle')):
-            raise ValueError(f'--out {out}: segmentors write a folder of PNG files; name a folder.')
-        writers = [item for item in metrics if item.get('type') in ('IoUMetric', 'CityscapesMetric')]
+            raise ValueError(f'--out {out}: segmentors write PNG files; name a folder.')
+        writers = [item for item in metrics if item.get('type') in PNG_WRITERS]
         if not writers:
             raise ValueError('--out: no metric of test_evaluator writes predictions. Add '
                              "dict(type='IoUMetric') to it.")
@@ -84,14 +85,23 @@ def use_out(cfg: Config, out: str) -> None:
     metrics.append(dict(type=DUMPERS[scope], out_file_path=out))
 
 
-def use_show_dir(cfg: Config, folder: str) -> None:
+def use_show_dir(cfg: Config, folder: str, processes: int = 1) -> str | None:
     """``--show-dir``: draw the prediction for every image, straight into a folder.
 
     Args:
         cfg (Config): The full config, changed in place.
         folder (str): The folder.
+        processes (int): The number of processes. Defaults to 1.
+
+    Returns:
+        str | None: A line to log about images that are not drawn.
+
+    Raises:
+        ValueError: With test-time augmentation of a classifier, which MMPretrain cannot draw.
     """
     scope = cfg.default_scope
+    if scope == 'mmpretrain' and 'module' in cfg.model:
+        raise ValueError('--show-dir: MMPretrain cannot draw augmented images. Leave --tta out.')
     # Absolute, since the codebases take a relative path from different places.
     folder = osp.abspath(folder)
     cfg.setdefault('default_hooks', ConfigDict())
@@ -111,6 +121,10 @@ def use_show_dir(cfg: Config, folder: str) -> None:
         others = [item for item in cfg.visualizer.get('vis_backends') or []
                   if item.get('type') != 'LocalVisBackend']
         cfg.visualizer.vis_backends = [dict(type='LocalVisBackend', img_save_dir=folder), *others]
+    if processes == 1:
+        return None
+    return (f'--show-dir: the visualizers draw on process 0 alone, so one image in {processes}; '
+            'one process draws them all.')
 
 
 def innermost(dataset: dict) -> dict:

@@ -37,9 +37,9 @@ def has_gpu() -> bool:
     return get_device() not in ('cpu', 'mps')
 
 
-def process_rank(launcher: str) -> int:
-    """The rank of this process, before any process group exists."""
-    return int(os.environ.get(PROCESS_ENV.get(launcher, ('RANK', ))[0], 0))
+def local_rank(launcher: str) -> int:
+    """The rank of this process on its machine, before any process group exists."""
+    return 0 if launcher == 'none' else int(os.environ.get(PROCESS_ENV[launcher][2], 0))
 
 
 def process_count(launcher: str) -> int:
@@ -74,10 +74,10 @@ def check_launcher(launcher: str) -> None:
             f'by {STARTED_BY[launcher]}, or leave --launcher out.')
     if launcher == 'mpi' and 'MASTER_ADDR' not in os.environ:
         raise ValueError('--launcher mpi: MASTER_ADDR not set; set it to the host of rank 0.')
-    local_rank = int(os.environ[PROCESS_ENV[launcher][2]])
-    if torch.cuda.is_available() and local_rank >= torch.cuda.device_count():
+    rank = local_rank(launcher)
+    if torch.cuda.is_available() and rank >= torch.cuda.device_count():
         raise ValueError(
-            f'--launcher {launcher}: process {local_rank} of this machine has no GPU, it has '
+            f'--launcher {launcher}: process {rank} of this machine has no GPU, it has '
             f'{torch.cuda.device_count()}. Start as many processes as there are GPUs.')
 
 
@@ -96,7 +96,7 @@ def _first_slurm_host() -> str:
 
 
 def export_rendezvous(launcher: str) -> None:
-    """Write RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from the launcher's variables.
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT from the launcher's variables.
 
     Args:
         launcher (str): ``pytorch`` (torchrun has set them already), ``slurm`` or ``mpi``.
@@ -117,15 +117,14 @@ def export_rendezvous(launcher: str) -> None:
 
 
 @contextmanager
-def process_group(launcher: str, timeout: float | None = None):
+def process_group(cfg: Config, launcher: str):
     """Run a block inside the launcher's process group, and close the group afterwards.
 
     With a GPU the group is opened by MMEngine's Runner; without one, here, over gloo.
 
     Args:
+        cfg (Config): The full config; ``env_cfg.dist_cfg.timeout`` (seconds) is respected.
         launcher (str): ``none``, ``pytorch``, ``slurm`` or ``mpi``.
-        timeout (float, optional): Seconds after which a silent partner is given up. Defaults to
-            None, torch's own default.
 
     Yields:
         None
@@ -133,8 +132,9 @@ def process_group(launcher: str, timeout: float | None = None):
     if launcher != 'none':
         export_rendezvous(launcher)
         if not has_gpu():
-            limit = None if timeout is None else timedelta(seconds=timeout)
-            torch_dist.init_process_group('gloo', timeout=limit)
+            timeout = ((cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout')
+            torch_dist.init_process_group(
+                'gloo', timeout=timeout and timedelta(seconds=timeout))
     yield
     # Not in a `finally`: a process that failed must end at once, not wait for the others to close.
     if torch_dist.is_available() and torch_dist.is_initialized():

@@ -7,10 +7,13 @@ import os.path as osp
 from collections.abc import Iterator
 from glob import escape as glob_escape
 from glob import glob
+from importlib import import_module
 from importlib.util import find_spec
 
+import torch
 from mmengine.config import Config
 
+from ..models import RepLKNet
 from .datasets import check_data, is_remote
 from .launch import check_launcher
 
@@ -95,6 +98,27 @@ def check_pretrained(cfg: Config) -> None:
             f'weights with --cfg-options {owner}=None.')
 
 
+def check_backbone(cfg: Config) -> None:
+    """Check the arguments of a RepLKNet backbone by building it without memory.
+
+    Args:
+        cfg (Config): The full config.
+
+    Raises:
+        ValueError: If an argument is unknown or impossible.
+    """
+    backbone = cfg.model.get('backbone') or {}
+    registry = import_module(f'{cfg.default_scope}.registry').MODELS
+    if registry.get(str(backbone.get('type'))) is not RepLKNet:
+        return
+    arguments = {key: value for key, value in backbone.items() if key not in ('type', 'init_cfg')}
+    try:
+        with torch.device('meta'):
+            RepLKNet(**arguments)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'CONFIG {cfg.filename}: model.backbone: {error}') from error
+
+
 def check_work_dir(cfg: Config) -> None:
     """Refuse to train into a folder that holds another run, unless it is resumed.
 
@@ -156,11 +180,12 @@ def preflight_train(cfg: Config, launcher: str) -> None:
     check_scope(cfg)
     check_launcher(launcher)
     if cfg.get('train_dataloader') is None:
-        raise ValueError(f'CONFIG {cfg.filename}: has no train_dataloader, so it cannot be trained.')
+        raise ValueError(f'CONFIG {cfg.filename}: has no train_dataloader to train with.')
     check_work_dir(cfg)
     if cfg.get('load_from'):
         option = '--resume' if cfg.get('resume') else 'load_from'
         check_file(cfg.load_from, option, 'Check the path.')
+    check_backbone(cfg)
     check_pretrained(cfg)
     check_data(cfg, ('train', 'val'))
 
@@ -179,5 +204,6 @@ def preflight_test(cfg: Config, launcher: str) -> None:
     if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
         raise ValueError(f'CONFIG {cfg.filename}: has no test_dataloader or no test_evaluator, so '
                          'it cannot be tested.')
+    check_backbone(cfg)
     check_file(cfg.load_from, 'CHECKPOINT', 'Check the path; train.py writes *.pth to --work-dir.')
     check_data(cfg, ('test', ))

@@ -11,13 +11,16 @@ from mmengine.model import BaseModule
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..registry import MODELS
+from ..registry import MMENGINE_MODELS, MODELS
 from .arch import parse_arch, parse_frozen_stages, parse_out_indices
 from .blocks import RepLKNetStage, run_layer
 from .layers import conv_bn, norm_layer
 from .reparam import ReparamLargeKernelConv
 
 
+# In the root registry the plain name is found from mmseg and mmdet; mmpretrain looks in its own
+# registry first, where a class of that name is its own.
+@MMENGINE_MODELS.register_module()
 @MODELS.register_module()
 class RepLKNet(BaseModule):
     """RepLKNet backbone for segmentation, detection and classification.

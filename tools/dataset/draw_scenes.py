@@ -12,16 +12,17 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 # Label numbers as they stand in ADE20K's annotation files (class index + 1).
-CLASS_IDS: Dict[str, int] = {
+CLASS_IDS: dict[str, int] = {
     'building': 2,
     'sky': 3,
     'tree': 5,
@@ -48,7 +49,7 @@ _OVERSAMPLE = 3
 _JPEG_QUALITY = 95
 
 Colour = Sequence[float]
-Points = Sequence[Tuple[float, float]]
+Points = Sequence[tuple[float, float]]
 
 
 class Light(NamedTuple):
@@ -99,7 +100,7 @@ class _Canvas:
         grid = self.rng.uniform(-1, 1, shape).astype(np.float32)
         return cv2.resize(grid, (self.side, self.side), interpolation=cv2.INTER_LINEAR)
 
-    def fill(self, mask: np.ndarray, colour, label: Optional[int], box=None) -> None:
+    def fill(self, mask: np.ndarray, colour, label: int | None, box=None) -> None:
         """Paint a mask.
 
         Args:
@@ -128,18 +129,18 @@ class _Canvas:
         cv2.fillPoly(mask, [(points - (x0, y0)).astype(np.int32)], 1)
         return mask, (y0, y1, x0, x1)
 
-    def polygon(self, points: Points, colour, label: Optional[int] = None) -> None:
+    def polygon(self, points: Points, colour, label: int | None = None) -> None:
         """Paint a polygon whose corners are in fractions of the picture's side."""
         corners = np.round(np.asarray(points, np.float64) * self.side).astype(np.int64)
         found = self._mask(corners)
         if found:
             self.fill(found[0], colour, label, found[1])
 
-    def rectangle(self, x0, y0, x1, y1, colour, label: Optional[int] = None) -> None:
+    def rectangle(self, x0, y0, x1, y1, colour, label: int | None = None) -> None:
         """Paint an upright rectangle."""
         self.polygon(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), colour, label)
 
-    def ellipse(self, x, y, rx, ry, colour, label: Optional[int] = None) -> None:
+    def ellipse(self, x, y, rx, ry, colour, label: int | None = None) -> None:
         """Paint an upright ellipse with centre (x, y)."""
         angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
         self.polygon(
@@ -154,7 +155,7 @@ class _Canvas:
             mask, (y0, y1, x0, x1) = found
             self.image[y0:y1, x0:x1][mask.astype(bool)] *= factor
 
-    def finish(self) -> Tuple[np.ndarray, np.ndarray]:
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """The picture (float RGB) and the label map in the size asked for."""
         shape = (self.size, self.size)
         image = cv2.resize(self.image, shape, interpolation=cv2.INTER_AREA)
@@ -174,7 +175,7 @@ def _choose(rng: np.random.Generator, items: Sequence):
     return items[int(rng.integers(len(items)))]
 
 
-def _ridge(rng: np.random.Generator, base: float, height: float, rough: float) -> List:
+def _ridge(rng: np.random.Generator, base: float, height: float, rough: float) -> list:
     """A ridge line from left to right as (x, y) points, y growing downwards."""
     x = np.linspace(-0.02, 1.02, 60)
     y = np.zeros_like(x)
@@ -182,7 +183,7 @@ def _ridge(rng: np.random.Generator, base: float, height: float, rough: float) -
         y += rng.uniform(0.5, 1) * rough**(octave - 1) * np.sin(
             2 * np.pi * (2**(octave - 1) * rng.uniform(0.6, 1.0) * x + rng.uniform()))
     y = (y - y.min()) / max(float(np.ptp(y)), 1e-6)
-    return list(zip(x, base - height * (0.25 + 0.75 * y)))
+    return list(zip(x, base - height * (0.25 + 0.75 * y), strict=True))
 
 
 # Surfaces: each returns a picture of the canvas's size to be painted through a mask.
@@ -261,7 +262,7 @@ def _tree(canvas: _Canvas, x: float, y: float, height: float) -> None:
                            green * (0.66 + 0.12 * i), label)
         return
     centre, spread = y - height * 0.66, height * 0.26
-    for i in range(22):
+    for _ in range(22):
         angle, reach = rng.uniform(0, 2 * np.pi), np.sqrt(rng.random())
         dx, dy = spread * reach * np.cos(angle), spread * reach * np.sin(angle)
         radius = height * rng.uniform(0.075, 0.14)
@@ -363,8 +364,8 @@ def _car_rear(canvas: _Canvas, x: float, y: float, width: float) -> None:
     w = width
     canvas.shade(x, y, w * 0.58, w * 0.1, 0.5)
     for side in (-1, 1):
-        canvas.rectangle(x + side * 0.38 * w - 0.09 * w, y - 0.2 * w, x + side * 0.38 * w + 0.09 * w,
-                         y, (26, 26, 28), label)
+        wheel = x + side * 0.38 * w
+        canvas.rectangle(wheel - 0.09 * w, y - 0.2 * w, wheel + 0.09 * w, y, (26, 26, 28), label)
     canvas.polygon(((x - 0.40 * w, y - 0.42 * w), (x - 0.30 * w, y - 0.76 * w),
                     (x + 0.30 * w, y - 0.76 * w), (x + 0.40 * w, y - 0.42 * w)), paint * 0.9, label)
     canvas.polygon(((x - 0.33 * w, y - 0.44 * w), (x - 0.26 * w, y - 0.70 * w),
@@ -388,7 +389,8 @@ def _boat(canvas: _Canvas, x: float, y: float, length: float) -> None:
     canvas.polygon(((x - 0.50 * n, y - 0.18 * n), (x + 0.52 * n, y - 0.18 * n),
                     (x + 0.36 * n, y), (x - 0.38 * n, y)), hull, label)
     canvas.polygon(((x - 0.50 * n, y - 0.18 * n), (x + 0.52 * n, y - 0.18 * n),
-                    (x + 0.49 * n, y - 0.13 * n), (x - 0.475 * n, y - 0.13 * n)), hull * 0.66, label)
+                    (x + 0.49 * n, y - 0.13 * n), (x - 0.475 * n, y - 0.13 * n)), hull * 0.66,
+                   label)
     tall = n * rng.uniform(0.75, 1.0)
     canvas.rectangle(x - 0.02 * n, y - 0.2 * n - tall, x + 0.02 * n, y - 0.16 * n, (96, 74, 52),
                      label)
@@ -443,7 +445,8 @@ def _heavens(canvas: _Canvas, light: Light, horizon: float) -> None:
     rng = canvas.rng
     canvas.rectangle(0, 0, 1, horizon + 0.02, _sky(canvas, light, horizon), CLASS_IDS['sky'])
     if rng.random() < 0.7:
-        x, y, r = rng.uniform(0.08, 0.92), rng.uniform(0.05, horizon * 0.55), rng.uniform(0.03, 0.05)
+        x, y = rng.uniform(0.08, 0.92), rng.uniform(0.05, horizon * 0.55)
+        r = rng.uniform(0.03, 0.05)
         canvas.ellipse(x, y, r * 1.5, r * 1.5,
                        np.float32(light.sun) * 0.5 + np.float32(light.horizon) * 0.5, None)
         canvas.ellipse(x, y, r, r, light.sun, UNLABELLED)
@@ -490,7 +493,7 @@ def _tree_at_the_side(canvas: _Canvas, y: float) -> None:
     _tree(canvas, _choose(rng, (0.06, 0.92)) + rng.uniform(-0.04, 0.04), y, rng.uniform(0.45, 0.62))
 
 
-def _stand(canvas: _Canvas, things: Sequence[Tuple[float, Callable]]) -> None:
+def _stand(canvas: _Canvas, things: Sequence[tuple[float, Callable]]) -> None:
     """Draw (foot, function) pairs from the far ones to the near ones."""
     for y, draw in sorted(things, key=lambda thing: thing[0]):
         draw(canvas, y)
@@ -512,7 +515,8 @@ def _street(canvas: _Canvas, light: Light) -> None:
         start = rng.uniform(-0.1, 0.5)
         _fence(canvas, start, start + rng.uniform(0.35, 0.6), kerb, rng.uniform(0.085, 0.12))
     road = kerb + rng.uniform(0.08, 0.12)
-    verge = road + rng.uniform(0.18, 0.24)
+    # Whatever the other heights, the foreground keeps room to stand on.
+    verge = min(road + rng.uniform(0.18, 0.24), 0.86)
     canvas.rectangle(0, kerb, 1, road, _paving(canvas), CLASS_IDS['sidewalk'])
     canvas.rectangle(0, road, 1, verge, _asphalt(canvas), CLASS_IDS['road'])
     dash, middle = rng.uniform(0.07, 0.11), (road + verge) / 2
@@ -543,7 +547,7 @@ def _lake(canvas: _Canvas, light: Light) -> None:
     meadow = _grass(canvas)
     canvas.rectangle(0, horizon, 1, 1, meadow, CLASS_IDS['grass'])
     far = horizon + rng.uniform(0.03, 0.08)
-    near = far + rng.uniform(0.22, 0.32)
+    near = min(far + rng.uniform(0.22, 0.32), 0.74)
     for _ in range(int(rng.integers(0, 3))):
         if rng.random() < 0.5:
             x = rng.uniform(0, 0.8)
@@ -570,8 +574,8 @@ def _lake(canvas: _Canvas, light: Light) -> None:
                          CLASS_IDS['sidewalk'])
     if rng.random() < 0.55:
         front.append((rng.uniform(near + 0.12, 0.94), _fence_along))
-    for _ in range(int(rng.integers(0, 3))):
-        front.append((rng.uniform(near + 0.12, 0.97), _passer_by))
+    feet = rng.uniform(near + 0.12, 0.97, int(rng.integers(0, 3)))
+    front += [(float(y), _passer_by) for y in feet]
     if rng.random() < 0.6:
         front.append((rng.uniform(near + 0.1, 0.95), _tree_at_the_side))
     _stand(canvas, front)
@@ -607,7 +611,8 @@ def _avenue(canvas: _Canvas, light: Light) -> None:
     band(-half - walk, half + walk, _paving(canvas), CLASS_IDS['sidewalk'])
     band(-half, half, _asphalt(canvas), CLASS_IDS['road'])
     for depth in np.arange(rng.uniform(0.1, 0.2), 1, 0.22):
-        y0, y1 = (horizon + (1 - horizon) * min(1.02, d) for d in (depth, depth + 0.1 * depth + 0.04))
+        ends = (depth, min(1.02, 1.1 * depth + 0.04))
+        y0, y1 = (horizon + (1 - horizon) * end for end in ends)
         x0, x1 = (vanish + (0.5 - vanish) * (y - horizon) / (1 - horizon) for y in (y0, y1))
         w0, w1 = 0.022 * depth, 0.03 * depth
         canvas.polygon(((x0 - w0, y0), (x0 + w0, y0), (x1 + w1, y1), (x1 - w1, y1)),
@@ -625,9 +630,9 @@ def _avenue(canvas: _Canvas, light: Light) -> None:
                 continue
             if rng.random() < 0.55 and depth < 0.6:
                 width = 0.13 + 0.4 * depth
-                start = outer + side * 0.015
-                _building(canvas, min(start, start + side * width), max(start, start + side * width),
-                          y, min(0.13 + 0.75 * depth * rng.uniform(0.7, 1), y - 0.03), depth < 0.15)
+                x0, x1 = sorted((outer + side * 0.015, outer + side * (0.015 + width)))
+                height = min(0.13 + 0.75 * depth * rng.uniform(0.7, 1), y - 0.03)
+                _building(canvas, x0, x1, y, height, depth < 0.15)
             elif rng.random() < 0.7:
                 _tree(canvas, outer + side * (0.03 + 0.12 * depth), y, 0.17 + 0.55 * depth)
             elif depth > 0.3:
@@ -655,7 +660,7 @@ def _expose(rng: np.random.Generator, image: np.ndarray, light: Light) -> np.nda
     return np.clip(np.round(image), 0, 255).astype(np.uint8)
 
 
-def draw_scene(rng: np.random.Generator, size: int) -> Tuple[np.ndarray, np.ndarray]:
+def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw one scene.
 
     Args:
@@ -691,7 +696,7 @@ def _write(path: Path, image: np.ndarray, flags: Sequence[int] = ()) -> None:
     path.write_bytes(data.tobytes())
 
 
-def _write_scene(job: Tuple[int, int], root: str, size: int, seed: int) -> None:
+def _write_scene(job: tuple[int, int], root: str, size: int, seed: int) -> None:
     """Draw and write scene ``job = (split number, index)``.
 
     The stream is seeded by split and index, so a scene does not depend on which others were
@@ -750,17 +755,17 @@ def write_dataset(root: str,
         found = _read_stamp(stamp)
         if found == parameters:
             return False
-        different = sorted(k for k in set(found) | set(parameters)
-                           if found.get(k) != parameters.get(k))
+        different = ', '.join(
+            f'{key} is {found.get(key)!r} there and {parameters[key]!r} here'
+            for key in parameters if found.get(key) != parameters[key])
         raise FileExistsError(
-            f'root={str(root)!r} holds scenes drawn with other parameters '
-            f'({", ".join(f"{k}: {found.get(k)!r}, asked {parameters.get(k)!r}" for k in different)}'
-            '); name another folder, or delete that one')
-    if folder.exists() and any(folder.iterdir()):
-        if not unfinished.exists() or _read_stamp(unfinished) != parameters:
-            raise FileExistsError(
-                f'root={str(root)!r} is not empty and was not begun by this script with the same '
-                'parameters; name a new or an empty folder')
+            f'root={str(root)!r} holds scenes drawn with other parameters ({different}); name '
+            'another folder, or delete that one')
+    begun = unfinished.exists() and _read_stamp(unfinished) == parameters
+    if folder.exists() and any(folder.iterdir()) and not begun:
+        raise FileExistsError(
+            f'root={str(root)!r} is not empty and was not begun by this script with the same '
+            'parameters; name a new or an empty folder')
 
     folder.mkdir(parents=True, exist_ok=True)
     unfinished.write_text(json.dumps(parameters, indent=2) + '\n', encoding='utf-8')
@@ -788,7 +793,7 @@ def _read_stamp(path: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def main(args: Optional[Sequence[str]] = None) -> int:
+def main(args: Sequence[str | None] = None) -> int:
     """Command line entry point."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('root', help='folder to write; new, empty, or holding the same data set')

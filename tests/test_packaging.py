@@ -1,0 +1,37 @@
+"""A plain wheel, installed away from the checkout, finds its configs."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_plain_install_finds_the_packaged_configs(tmp_path):
+    source, site = tmp_path / 'source', tmp_path / 'site'
+    source.mkdir()
+    for name in ('mmreplk', 'configs', 'tools'):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('setup.py', 'pyproject.toml', 'README.md'):
+        shutil.copy(ROOT / name, source)
+    subprocess.run(
+        [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-build-isolation',
+         '--no-index', '--target', str(site), str(source)], check=True)
+    code = '''
+import mmreplk
+from mmengine.config import Config
+cfg = Config.fromfile('mmreplk::upernet_replknet31b_ade20k.py')
+print(mmreplk.__file__, cfg.filename, cfg.model.backbone.arch)
+'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                          cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(site)})
+    package, config, arch = done.stdout.split()[-3:]
+    assert Path(package).is_relative_to(site)
+    assert Path(config) == site / 'mmreplk/.mim/configs/upernet_replknet31b_ade20k.py'
+    assert arch == '31B'
+    packaged = {p.relative_to(site / 'mmreplk/.mim') for p in (site / 'mmreplk/.mim').rglob('*.py')}
+    ours = {p.relative_to(ROOT) for folder in ('configs', 'tools')
+            for p in (ROOT / folder).rglob('*.py')}
+    assert packaged == ours
