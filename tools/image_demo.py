@@ -31,6 +31,7 @@ def main():
         preflight.check_scope(cfg)
         preflight.check_file(args.image, 'IMAGE', 'Check the path.')
         preflight.check_file(args.checkpoint, 'CHECKPOINT', 'Check the path.')
+        preflight.check_device(args.device)
         preflight.check_output(args.out, '--out')
         launch.fit_to_hardware(cfg, 'none')
     inference.draw_prediction(

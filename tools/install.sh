@@ -118,15 +118,20 @@ cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 print(max(1, min(cores, int(psutil.virtual_memory().available / 2**31))))')
     step "building mmcv $mmcv with operators for torch $torch ($device), $jobs jobs; log: $log"
     rm -rf "$1/part"
+    # Job control gives the build a process group of its own, so that it ends whole with this script.
+    set -m
     MAX_JOBS=$jobs "${build_env[@]}" "$py" -m pip wheel -v --no-deps --no-build-isolation \
         -w "$1/part" "$1/src" >"$log" 2>&1 </dev/null &
     pid=$!
-    trap 'kill "$pid" 2>/dev/null || true' EXIT
+    set +m
+    # shellcheck disable=SC2064
+    trap "kill -- -$pid 2>/dev/null || true" EXIT
+    local begun=$SECONDS reported=$SECONDS
     while kill -0 "$pid" 2>/dev/null; do
         sleep 5
-        if ((SECONDS - ${reported:-0} >= 30)); then
+        if ((SECONDS - reported >= 30)); then
             reported=$SECONDS
-            step "  $(grep -oE '\[[0-9]+/[0-9]+\]' "$log" | tail -n 1) $((SECONDS / 60)) min"
+            step "  $(grep -oE '\[[0-9]+/[0-9]+\]' "$log" | tail -n 1) $(((SECONDS - begun) / 60)) min"
         fi
     done
     trap - EXIT

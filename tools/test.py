@@ -46,6 +46,7 @@ def main():
         notes.append(launch.fit_to_hardware(cfg, args.launcher))
     with launch.process_group(cfg, args.launcher):
         cli.build_runner(cfg, *notes).test()
+    launch.finish(args.launcher)
 
 
 if __name__ == '__main__':

@@ -36,6 +36,7 @@ def main():
         note = launch.fit_to_hardware(cfg, args.launcher)
     with launch.process_group(cfg, args.launcher):
         cli.build_runner(cfg, note).train()
+    launch.finish(args.launcher)
 
 
 if __name__ == '__main__':

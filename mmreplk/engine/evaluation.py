@@ -85,6 +85,16 @@ def use_out(cfg: Config, out: str) -> None:
     metrics.append(dict(type=DUMPERS[scope], out_file_path=out))
 
 
+def set_default_visualizer(cfg: Config) -> None:
+    """Give a config without a visualizer that of its codebase.
+
+    Args:
+        cfg (Config): The full config, changed in place.
+    """
+    if cfg.get('visualizer') is None:
+        cfg.visualizer = dict(type=VISUALIZERS[cfg.default_scope], name='visualizer')
+
+
 def use_show_dir(cfg: Config, folder: str, processes: int = 1) -> str | None:
     """``--show-dir``: draw the prediction for every image, straight into a folder.
 
@@ -114,8 +124,7 @@ def use_show_dir(cfg: Config, folder: str, processes: int = 1) -> str | None:
     if scope == 'mmdet':
         hook['test_out_dir'] = folder
     cfg.default_hooks.visualization = hook
-    if cfg.get('visualizer') is None:
-        cfg.visualizer = dict(type=VISUALIZERS[scope], name='visualizer')
+    set_default_visualizer(cfg)
     if scope == 'mmseg':
         # Its hook draws through the visualizer's backends only.
         others = [item for item in cfg.visualizer.get('vis_backends') or []

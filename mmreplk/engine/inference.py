@@ -8,6 +8,8 @@ import mmcv
 import numpy as np
 from mmengine.config import Config
 
+from .evaluation import set_default_visualizer
+
 
 def _draw_segmentation(cfg, checkpoint, image, device, score_thr) -> np.ndarray:
     from mmseg.apis import MMSegInferencer
@@ -53,5 +55,6 @@ def draw_prediction(cfg: Config,
         device (str, optional): Such as ``cuda:0``. Defaults to None, a GPU where there is one.
         score_thr (float): Detections below this score are not drawn. Defaults to 0.3.
     """
+    set_default_visualizer(cfg)  # the inferencers need one
     picture = DRAW[cfg.default_scope](cfg, checkpoint, image, device, score_thr)
     mmcv.imwrite(mmcv.rgb2bgr(np.asarray(picture)), out)

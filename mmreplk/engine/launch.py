@@ -5,9 +5,11 @@ device first. A group that exists already is left alone, so without a GPU one ov
 here before the Runner is built.
 """
 
+import atexit
 import os
 import shutil
 import subprocess
+import sys
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -139,6 +141,25 @@ def process_group(cfg: Config, launcher: str):
     # Not in a `finally`: a process that failed must end at once, not wait for the others to close.
     if torch_dist.is_available() and torch_dist.is_initialized():
         torch_dist.destroy_process_group()
+
+
+def finish(launcher: str) -> None:
+    """End a tool that has succeeded; without gloo behind it, this does nothing.
+
+    gloo's threads outlive the process group and let go of tensors late. If Python is being taken
+    down by then, the process aborts after all its work is done (seen in one of four short runs on
+    torch 2.12.1, ``terminate called without an active exception``), and the launcher reports a
+    failure. So Python is not taken down: what has to happen at exit happens here.
+
+    Args:
+        launcher (str): ``none``, ``pytorch``, ``slurm`` or ``mpi``.
+    """
+    if launcher == 'none' or has_gpu():
+        return
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def replace_sync_bn(node) -> int:

@@ -170,6 +170,23 @@ def check_output(path: str, argument: str) -> None:
                               'it by hand.')
 
 
+def check_device(device: str | None) -> None:
+    """Check ``--device``.
+
+    Args:
+        device (str, optional): What the user named, if anything.
+
+    Raises:
+        ValueError: If torch knows no such device, or this machine does not have it.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'--device {device}: {reason} Name another one, or leave --device out to '
+                         'use a GPU if there is one.') from error
+
+
 def preflight_train(cfg: Config, launcher: str) -> None:
     """Make every check of a training run; see the single checks for what they raise.
 

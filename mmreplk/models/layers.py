@@ -13,7 +13,8 @@ def conv_bn(in_channels: int,
             stride: int = 1,
             groups: int = 1,
             norm_cfg: dict | None = None,
-            act_cfg: dict | None = None) -> nn.Sequential:
+            act_cfg: dict | None = None,
+            conv_layer: type[nn.Conv2d] = nn.Conv2d) -> nn.Sequential:
     """A bias-free convolution with padding ``kernel_size // 2``, its norm, and an activation.
 
     The sub-modules are called ``conv``, ``bn`` and ``nonlinear``, as in the official checkpoints.
@@ -26,13 +27,14 @@ def conv_bn(in_channels: int,
         groups (int): Groups. Defaults to 1.
         norm_cfg (dict, optional): Config of the norm layer. Defaults to None, BN.
         act_cfg (dict, optional): Config of the activation. Defaults to None, no activation.
+        conv_layer (type): ``nn.Conv2d`` or a subclass. Defaults to ``nn.Conv2d``.
 
     Returns:
         nn.Sequential: Maps ``(N, in_channels, H, W)`` to
         ``(N, out_channels, ceil(H / stride), ceil(W / stride))``.
     """
     layers = OrderedDict(
-        conv=nn.Conv2d(
+        conv=conv_layer(
             in_channels,
             out_channels,
             kernel_size,

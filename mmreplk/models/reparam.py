@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..ops import LargeKernelDWConv2d
 from .layers import conv_bn, fuse_conv_bn
 
 
@@ -34,7 +35,12 @@ class ReparamLargeKernelConv(nn.Module):
             self.lkb_reparam = self._merged_conv(channels)
         else:
             self.lkb_origin = conv_bn(
-                channels, channels, kernel_size, groups=channels, norm_cfg=norm_cfg)
+                channels,
+                channels,
+                kernel_size,
+                groups=channels,
+                norm_cfg=norm_cfg,
+                conv_layer=LargeKernelDWConv2d)
             if small_kernel is not None:
                 self.small_conv = conv_bn(
                     channels, channels, small_kernel, groups=channels, norm_cfg=norm_cfg)
@@ -83,5 +89,5 @@ class ReparamLargeKernelConv(nn.Module):
         self.lkb_reparam = merged
 
     def _merged_conv(self, channels: int) -> nn.Conv2d:
-        return nn.Conv2d(
+        return LargeKernelDWConv2d(
             channels, channels, self.kernel_size, padding=self.kernel_size // 2, groups=channels)

@@ -10,6 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from mmreplk.engine.launch import replace_sync_bn
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 BACKBONE = dict(
@@ -19,7 +24,7 @@ BACKBONE = dict(
     norm_cfg=dict(type='SyncBN', requires_grad=True))
 RUNTIME = dict(
     custom_imports=dict(imports=['mmreplk'], allow_failed_imports=False),
-    optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1)),
+    optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01)),
     train_cfg=dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2),
     val_cfg=dict(type='ValLoop'),
     test_cfg=dict(type='TestLoop'),
@@ -107,6 +112,18 @@ class Bench:
         values = json.loads(file.read_text())
         return {key: value for key, value in values.items() if 'time' not in key}
 
+    def checkpoint(self, name: str = 'random.pth') -> str:
+        """Write random weights as a training run would; returns the file's name."""
+        cfg = Config.fromfile(str(self.folder / 'tiny.py'))
+        init_default_scope(cfg.default_scope)
+        replace_sync_bn(cfg.model)
+        model = MODELS.build(cfg.model)
+        meta = cfg.test_dataloader.dataset.get('metainfo', dict(classes=('bright', 'dark')))
+        torch.save(
+            dict(state_dict=model.state_dict(), meta=dict(dataset_meta=meta.copy())),
+            self.folder / name)
+        return name
+
     def files(self, folder: str, pattern: str = '*') -> set[str]:
         """The names of the files in a folder."""
         return {path.name for path in (self.folder / folder).glob(pattern) if path.is_file()}
@@ -124,7 +141,7 @@ def _loader(dataset: dict, batch_size: int = 2, train: bool = False) -> dict:
 def _draw(rng, height: int = 32, width: int = 48):
     """A dark picture with a bright box; returns picture and box (x, y, w, h)."""
     x, y = (int(value) for value in rng.integers(2, 12, 2))
-    w, h = (int(value) for value in rng.integers(10, 18, 2))
+    w, h = (int(value) for value in rng.integers(14, 20, 2))
     image = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
     image[y:y + h, x:x + w] += 140
     return image, (x, y, w, h)

@@ -5,28 +5,41 @@ import numpy as np
 import pytest
 
 
-@pytest.mark.parametrize('kind', ['seg', 'det', 'cls'])
-def test_draws_one_image(request, kind):
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize('kind', ['seg', 'cls'])
+def test_draws_one_image(request, image, kind):
     bench = request.getfixturevalue(f'{kind}_bench')
-    bench.done('train.py', 'tiny.py')
-    rng = np.random.default_rng(1)
-    image = rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)
     cv2.imwrite(str(bench.folder / 'a picture.png'), image)
-    args = ('a picture.png', 'tiny.py', 'work_dirs/tiny/iter_2.pth', '--out', 'new/drawn.png')
-    extra = ('--score-thr', '0.0') if kind == 'det' else ('--device', 'cpu')
-    bench.done('image_demo.py', *args, *extra)
+    bench.done('image_demo.py', 'a picture.png', 'tiny.py', bench.checkpoint(), '--out',
+               'new/drawn.png', '--device', 'cpu')
     drawn = cv2.imread(str(bench.folder / 'new/drawn.png'))
-    if kind != 'cls':
-        assert drawn.shape == image.shape
-        assert not np.array_equal(drawn, image)
-    assert "--out: 'new/drawn.png': the file exists" in bench.refused('image_demo.py', *args)
+    assert drawn.shape == image.shape
+    assert not np.array_equal(drawn, image)
 
 
-def test_options_act(seg_bench):
+def test_score_threshold_decides_which_boxes_are_drawn(det_bench, image):
+    bench = det_bench
+    cv2.imwrite(str(bench.folder / 'image.png'), image)
+    args = ('image_demo.py', 'image.png', 'tiny.py', bench.checkpoint())
+    bench.done(*args, '--out', 'all.png', '--score-thr', '0.0')
+    bench.done(*args, '--out', 'none.png', '--score-thr', '1.0')
+    drawn = [cv2.imread(str(bench.folder / name)) for name in ('all.png', 'none.png')]
+    assert not np.array_equal(drawn[0], image)
+    assert np.array_equal(drawn[1], image)
+
+
+def test_bad_arguments(seg_bench, image):
     bench = seg_bench
-    cv2.imwrite(str(bench.folder / 'image.png'), np.zeros((32, 32, 3), np.uint8))
-    (bench.folder / 'w.pth').write_bytes(b'')
-    args = ('tiny.py', 'w.pth', '--out', 'drawn.png')
+    cv2.imwrite(str(bench.folder / 'image.png'), image)
+    args = ('tiny.py', bench.checkpoint(), '--out', 'drawn.png')
     assert 'IMAGE: no such file' in bench.refused('image_demo.py', 'gone.png', *args)
+    assert "--out: 'image.png': the file exists" in bench.refused(
+        'image_demo.py', 'image.png', *args[:3], 'image.png')
+    assert '--device cuda:7' in bench.refused('image_demo.py', 'image.png', *args, '--device',
+                                              'cuda:7')
     assert "default_scope is 'mmpose'" in bench.refused(
         'image_demo.py', 'image.png', *args, '--cfg-options', 'default_scope=mmpose')

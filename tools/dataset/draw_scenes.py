@@ -6,7 +6,7 @@ evaluation can be tried from end to end in a few minutes without downloading any
 use true ADE20K label numbers, so that the same config also runs on ADE20K itself.
 
 Example:
-    python tools/dataset/draw_scenes.py data/scenes --num-train 320 --num-val 80
+    python tools/dataset/draw_scenes.py data/scenes --num-train 400 --num-val 80
 """
 import argparse
 import json
@@ -310,23 +310,23 @@ def _person(canvas: _Canvas, x: float, y: float, height: float) -> None:
     rng, label = canvas.rng, CLASS_IDS['person']
     canvas.shade(x, y, height * 0.22, height * 0.04)
     skin = _vary(rng, _choose(rng, ((236, 196, 164), (198, 146, 110), (130, 88, 64))), 8)
-    shirt = _vary(rng, _choose(rng, ((214, 52, 60), (240, 196, 48), (92, 60, 168),
-                                     (236, 236, 230), (226, 104, 160), (40, 160, 160))), 12)
-    trousers = _vary(rng, _choose(rng, ((44, 54, 96), (52, 48, 50), (110, 92, 72))), 8)
+    shirt = _vary(rng, _choose(rng, ((226, 40, 110), (150, 50, 180), (244, 116, 176),
+                                     (196, 40, 150))), 12)
+    trousers = _vary(rng, _choose(rng, ((44, 54, 112), (62, 48, 92))), 8)
     hair = _vary(rng, _choose(rng, ((46, 34, 28), (128, 84, 44), (214, 182, 110))), 8)
     h, stride = height, height * rng.uniform(0.03, 0.09)
     for side in (-1, 1):
         foot = x + side * stride
-        canvas.polygon(((x + side * 0.005 * h, y - 0.5 * h), (x + side * 0.15 * h, y - 0.5 * h),
-                        (foot + side * 0.09 * h, y), (foot - side * 0.03 * h, y)), trousers, label)
+        canvas.polygon(((x + side * 0.005 * h, y - 0.5 * h), (x + side * 0.17 * h, y - 0.5 * h),
+                        (foot + side * 0.13 * h, y), (foot - side * 0.03 * h, y)), trousers, label)
         swing = rng.uniform(0.0, 0.1) * h
-        canvas.polygon(((x + side * 0.10 * h, y - 0.80 * h), (x + side * 0.17 * h, y - 0.78 * h),
-                        (x + side * (0.20 * h + swing), y - 0.44 * h),
-                        (x + side * (0.12 * h + swing), y - 0.44 * h)), shirt * 0.8, label)
-    canvas.polygon(((x - 0.15 * h, y - 0.80 * h), (x + 0.15 * h, y - 0.80 * h),
-                    (x + 0.14 * h, y - 0.44 * h), (x - 0.14 * h, y - 0.44 * h)), shirt, label)
-    canvas.ellipse(x, y - 0.895 * h, 0.092 * h, 0.108 * h, hair, label)
-    canvas.ellipse(x + 0.012 * h, y - 0.875 * h, 0.07 * h, 0.082 * h, skin, label)
+        canvas.polygon(((x + side * 0.10 * h, y - 0.80 * h), (x + side * 0.20 * h, y - 0.78 * h),
+                        (x + side * (0.24 * h + swing), y - 0.44 * h),
+                        (x + side * (0.13 * h + swing), y - 0.44 * h)), shirt * 0.8, label)
+    canvas.polygon(((x - 0.18 * h, y - 0.80 * h), (x + 0.18 * h, y - 0.80 * h),
+                    (x + 0.17 * h, y - 0.44 * h), (x - 0.17 * h, y - 0.44 * h)), shirt, label)
+    canvas.ellipse(x, y - 0.895 * h, 0.105 * h, 0.112 * h, hair, label)
+    canvas.ellipse(x + 0.012 * h, y - 0.875 * h, 0.078 * h, 0.085 * h, skin, label)
 
 
 def _car_side(canvas: _Canvas, x: float, y: float, length: float) -> None:
@@ -481,7 +481,7 @@ def _fence_along(canvas: _Canvas, y: float) -> None:
 
 
 def _passer_by(canvas: _Canvas, y: float) -> None:
-    _person(canvas, canvas.rng.uniform(0.08, 0.92), y, canvas.rng.uniform(0.26, 0.38))
+    _person(canvas, canvas.rng.uniform(0.08, 0.92), y, canvas.rng.uniform(0.28, 0.40))
 
 
 def _car_by(canvas: _Canvas, y: float) -> None:
@@ -524,7 +524,7 @@ def _street(canvas: _Canvas, light: Light) -> None:
         canvas.rectangle(x, middle - 0.007, x + dash, middle + 0.007, (232, 230, 214))
     for _ in range(int(rng.integers(0, 3))):
         _person(canvas, rng.uniform(0.05, 0.95), kerb + rng.uniform(0.03, 0.07),
-                rng.uniform(0.17, 0.23))
+                rng.uniform(0.20, 0.27))
     lanes = [(0.45, 0.9)] if rng.random() < 0.5 else [(0.3, 0.5), (0.6, 0.95)]
     for low, high in lanes:
         y = road + (verge - road) * rng.uniform(low, high)
@@ -640,7 +640,7 @@ def _avenue(canvas: _Canvas, light: Light) -> None:
                 _fence(canvas, min(edge, outer), max(edge, outer), y, 0.08 + 0.12 * depth)
         if depth > 0.3 and rng.random() < 0.5:
             side = _choose(rng, (-1, 1))
-            _person(canvas, line(side * (half + walk * 0.5), y), y, 0.12 + 0.38 * depth)
+            _person(canvas, line(side * (half + walk * 0.5), y), y, 0.14 + 0.38 * depth)
         if depth > 0.15 and rng.random() < 0.5:
             side = _choose(rng, (-1, 1))
             _car_rear(canvas, line(side * half * 0.5, y), y, 0.06 + 0.26 * depth)
@@ -652,11 +652,11 @@ def _expose(rng: np.random.Generator, image: np.ndarray, light: Light) -> np.nda
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     lean = rng.uniform(-0.12, 0.12, 2)
     gradient = 1 + lean[0] * axis[None, :] + lean[1] * axis[:, None]
-    image = image * np.float32(light.tint) * gradient[..., None] * rng.uniform(0.82, 1.12)
+    image = image * np.float32(light.tint) * gradient[..., None] * rng.uniform(0.86, 1.12)
     image = 255 * np.clip(image / 255, 0, 1)**rng.uniform(0.85, 1.2)
     if rng.random() < 0.3:
         image = cv2.GaussianBlur(image, (3, 3), rng.uniform(0.4, 0.8))
-    image = image + rng.normal(0, rng.uniform(1.5, 7.0), image.shape)
+    image = image + rng.normal(0, rng.uniform(1.5, 6.0), image.shape)
     return np.clip(np.round(image), 0, 255).astype(np.uint8)
 
 
@@ -712,7 +712,7 @@ def _write_scene(job: tuple[int, int], root: str, size: int, seed: int) -> None:
 
 
 def write_dataset(root: str,
-                  num_train: int = 320,
+                  num_train: int = 400,
                   num_val: int = 80,
                   size: int = 128,
                   seed: int = 0,
@@ -724,7 +724,7 @@ def write_dataset(root: str,
 
     Args:
         root (str): Folder of the data set; created where missing.
-        num_train (int): Number of training scenes. Defaults to 320.
+        num_train (int): Number of training scenes. Defaults to 400.
         num_val (int): Number of validation scenes. Defaults to 80.
         size (int): Height and width of the scenes in pixels. Defaults to 128.
         seed (int): Seed; scenes of different seeds have nothing in common. Defaults to 0.
@@ -797,7 +797,7 @@ def main(args: Sequence[str | None] = None) -> int:
     """Command line entry point."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('root', help='folder to write; new, empty, or holding the same data set')
-    parser.add_argument('--num-train', type=int, default=320, help='training scenes (%(default)s)')
+    parser.add_argument('--num-train', type=int, default=400, help='training scenes (%(default)s)')
     parser.add_argument('--num-val', type=int, default=80, help='validation scenes (%(default)s)')
     parser.add_argument('--size', type=int, default=128, help='height and width (%(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='seed of all streams (%(default)s)')
