@@ -17,7 +17,7 @@
 #
 # --auto-scale-lr sets the learning rate by that rule; the iterations are set in train_cfg.max_iters
 # and in begin/end of both param_scheduler entries. Halving the GPUs alone halves the samples that
-# the network sees, and costs mIoU. At most two images a GPU: keep SyncBN.
+# the network sees, and costs mIoU.
 _base_ = [
     '_base_/models/upernet_replknet31b.py', '_base_/datasets/ade20k_512.py',
     '_base_/default_runtime.py', '_base_/schedules/adamw_poly_160k.py'

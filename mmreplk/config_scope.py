@@ -49,7 +49,7 @@ def resolve(path: str) -> str:
 
 
 def register_config_scope() -> None:
-    """Teach ``Config.fromfile`` and ``_base_`` the scope ``mmreplk``; a second call does nothing."""
+    """Teach ``Config.fromfile`` and ``_base_`` the scope ``mmreplk``, once."""
     if getattr(Config.fromfile, 'resolves_mmreplk', False):
         return
     fromfile, get_cfg_path = Config.fromfile, Config._get_cfg_path

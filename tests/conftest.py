@@ -1,7 +1,7 @@
 """Shared by all tests: one thread, one seed, a small architecture, and checks of the machine."""
 
-import importlib.util
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_arch():
     """A RepLKNet with every kind of block that a test can afford: a fresh dict each time."""
     return dict(
@@ -37,9 +37,7 @@ def _randomize_norms():
 
 
 def pytest_configure(config):
-    # The suite's own install step builds the operators: CI must not pass by skipping what needs them.
-    if os.environ.get('CI') and importlib.util.find_spec('mmcv') is not None:
-        from importlib.util import find_spec
-        if find_spec('mmcv._ext') is None:
-            raise pytest.UsageError(
-                'mmcv has no compiled operators; run `bash tools/install.sh --with-ops`')
+    # The suite's install step builds the operators: CI must not pass by skipping what needs them.
+    if os.environ.get('CI') and find_spec('mmcv._ext') is None:
+        raise pytest.UsageError(
+            'mmcv has no compiled operators; run `bash tools/install.sh --with-ops`')

@@ -17,13 +17,15 @@ DISTRIBUTIONS = {
 
 
 def _installed(names) -> list[str]:
-    found = []
-    for name in names:
-        try:
-            found.append(f'{name} {version(name)}')
-        except PackageNotFoundError:
-            continue
-    return found
+    versions = ((name, _version(name)) for name in names)
+    return [f'{name} {found}' for name, found in versions if found]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def providers() -> dict[str, str | None]:

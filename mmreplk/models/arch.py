@@ -126,7 +126,7 @@ def _arch_from_dict(arch: dict) -> Arch:
     lengths = {key: len(fields[key]) for key in _LISTS}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(
-            f'the lists of arch must have one entry for each stage, but their lengths are {lengths}')
+            f'the lists of arch must have one entry for each stage, but have {lengths}')
     return Arch(**fields)
 
 

@@ -11,7 +11,10 @@ MIN_FFT_KERNEL = 7
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def large_kernel_dwconv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding=0) -> Tensor:
+def large_kernel_dwconv2d(x: Tensor,
+                          weight: Tensor,
+                          bias: Tensor | None = None,
+                          padding: int | tuple[int, int] | str = 0) -> Tensor:
     """Depth-wise convolution, equal to ``F.conv2d(x, weight, bias, padding=padding, groups=C)``.
 
     On a CPU, odd kernels from 7x7 with "same" padding run through an FFT product, forward and

@@ -62,7 +62,8 @@ def test_fft_product_and_gradients_on_any_shape(n, c, h, w, kh, kw):
 
 @pytest.mark.parametrize('dtype', TOLERANCE)
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'sliced'])
-@pytest.mark.parametrize('shape', [(2, 6, 32, 32, 31, 31), (1, 4, 17, 40, 29, 13), (2, 3, 5, 7, 27, 27)])
+@pytest.mark.parametrize(
+    'shape', [(2, 6, 32, 32, 31, 31), (1, 4, 17, 40, 29, 13), (2, 3, 5, 7, 27, 27)])
 def test_dtypes_and_layouts(shape, layout, dtype):
     x, weight = setup(*shape, dtype, layout)
     bias = torch.randn(shape[1], dtype=dtype)

@@ -70,7 +70,8 @@ except ImportError as error:
 
 class TestConfigPaths:
 
-    @pytest.mark.parametrize('name', ['upernet_replknet31b_ade20k.py', 'upernet_replknet31b_ade20k'])
+    @pytest.mark.parametrize('name', ['upernet_replknet31b_ade20k.py',
+                                      'upernet_replknet31b_ade20k'])
     def test_fromfile_from_any_folder(self, name, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         cfg = Config.fromfile(f'mmreplk::{name}')

@@ -15,6 +15,8 @@ SCRIPT = REPO / 'tools' / 'dataset' / 'draw_scenes.py'
 
 
 def load(path):
+    # As for a script that is run: its neighbours are importable.
+    sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     # Pickling for worker processes looks the module up by its name.
