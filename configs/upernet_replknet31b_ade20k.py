@@ -29,6 +29,7 @@ _base_ = [
 checkpoint = ('https://download.openmmlab.com/mmclassification/v0/replknet/'
               'replknet-31B_3rdparty_in1k_20221118-fd08e268.pth')
 model = dict(
+    data_preprocessor=dict(size=(512, 512)),
     backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')))
 
 auto_scale_lr = dict(enable=False, base_batch_size=32)

@@ -96,7 +96,7 @@ def run_steps(root: Path, iters: int | None) -> None:
                for loader in ('train', 'val', 'test')]
 
     announce(1, f'Drawing {NUM_TRAIN} + {NUM_VAL} scenes with ADE20K labels: {show(data)}', start)
-    execute('draw', root, run, print, TOOLS / 'dataset' / 'draw_scenes.py', data.name,
+    execute('draw', root, run, print, TOOLS / 'dataset' / 'draw_scenes.py', data,
             '--num-train', NUM_TRAIN, '--num-val', NUM_VAL, '--size', SIZE, '--seed', SEED,
             '--num-workers', min(4, os.cpu_count() or 1))
 
@@ -197,9 +197,6 @@ def execute(name: str, cwd: Path, run: Path, report: Callable[[str], None], *com
     log = run / f'{name}.txt'
     paths = [str(REPO), *filter(None, [os.environ.get('PYTHONPATH')])]
     env = dict(os.environ, PYTHONPATH=os.pathsep.join(paths), PYTHONUNBUFFERED='1')
-    # OpenMP's threads spin while they wait. On two cores that the loaders share, spinning takes the
-    # time that they wait for, and training slows down more than tenfold when anything else runs.
-    env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     lines = []
     with log.open('w', encoding='utf-8') as file, subprocess.Popen(
             [sys.executable, *map(str, command)], cwd=cwd, env=env, stdout=subprocess.PIPE,

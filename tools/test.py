@@ -1,7 +1,12 @@
 """Evaluate a model of MMSegmentation, MMDetection or MMPretrain, on one process or many."""
 
 import argparse
+import os
 import sys
+
+# Before torch is loaded. OpenMP threads spin while they wait by default, and so take the cores from
+# the workers that load the data: a CPU run is several times slower then.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
