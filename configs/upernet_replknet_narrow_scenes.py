@@ -20,7 +20,7 @@ model = dict(
     decode_head=dict(in_channels=channels, channels=64, dropout_ratio=0.0, num_classes=12),
     auxiliary_head=dict(in_channels=64, channels=32, dropout_ratio=0.0, num_classes=12))
 
-max_iters = 640
+max_iters = 480
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=4e-3, betas=(0.9, 0.999), weight_decay=0.05),
@@ -30,11 +30,11 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=40),
     dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=40, end=max_iters)
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=320)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=240)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
 default_hooks = dict(
     logger=dict(interval=40),
-    checkpoint=dict(interval=320, max_keep_ckpts=2, save_best=None))
+    checkpoint=dict(interval=240, max_keep_ckpts=2, save_best=None))
 randomness = dict(seed=0)
