@@ -15,8 +15,6 @@ SCRIPT = REPO / 'tools' / 'dataset' / 'draw_scenes.py'
 
 
 def load(path):
-    # As for a script that is run: its neighbours are importable.
-    sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     # Pickling for worker processes looks the module up by its name.
@@ -25,7 +23,10 @@ def load(path):
     return module
 
 
+# As for a script that is run: its neighbours are importable.
+sys.path.insert(0, str(SCRIPT.parent))
 draw_scenes = load(SCRIPT)
+scene_canvas = sys.modules['scene_canvas']
 
 
 def contents(root):
@@ -48,7 +49,7 @@ def test_any_size_is_drawn_and_covered(size):
         image, label = draw_scenes.draw_scene(np.random.default_rng(seed), size)
         assert image.shape == (size, size, 3)
         # Only sun and balloon are of no class.
-        assert (label == draw_scenes.UNLABELLED).mean() < 0.1
+        assert (label == scene_canvas.UNLABELLED).mean() < 0.1
 
 
 def test_many_scenes_draw_without_error():
@@ -84,7 +85,7 @@ def test_every_class_is_in_many_scenes_of_both_splits(split):
     for name, number in draw_scenes.CLASS_IDS.items():
         present = np.mean([(label == number).sum() > 8 for label in labels])
         assert present >= 0.25, (name, present)
-    assert np.mean([(label == draw_scenes.UNLABELLED).any() for label in labels]) > 0.25
+    assert np.mean([(label == scene_canvas.UNLABELLED).any() for label in labels]) > 0.25
 
 
 def test_dataset_has_the_layout_of_ade20k(tmp_path):
