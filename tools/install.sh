@@ -111,7 +111,7 @@ unpack_mmcv() { # DIR: the source tree of mmcv, in DIR/src
 }
 
 build_ops() { # DIR: build the wheel with operators in DIR, going on where an earlier run stopped
-    local log=$1/build.log jobs pid
+    local log=$1/build.log jobs pid count
     unpack_mmcv "$1"
     jobs=$("$py" -c 'import os, psutil
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -131,12 +131,15 @@ print(max(1, min(cores, int(psutil.virtual_memory().available / 2**31))))')
         sleep 5
         if ((SECONDS - reported >= 30)); then
             reported=$SECONDS
-            step "  $(grep -oE '\[[0-9]+/[0-9]+\]' "$log" | tail -n 1) $(((SECONDS - begun) / 60)) min"
+            count=$(grep -oE '\[[0-9]+/[0-9]+\]' "$log" | tail -n 1 || true)
+            step "  ${count:-starting} $(((SECONDS - begun) / 60)) min"
         fi
     done
     trap - EXIT
     wait "$pid" || { tail -n 30 "$log" >&2; die "mmcv did not build; the whole log is $log"; }
-    "$py" -m zipfile -l "$1"/part/*.whl | grep -q 'mmcv/_ext' ||
+    "$py" -c 'import sys, zipfile
+sys.exit(not any(name.startswith("mmcv/_ext.") for name in zipfile.ZipFile(sys.argv[1]).namelist()))
+' "$1"/part/*.whl ||
         die "mmcv was built without its operators; the log is $log"
     mv "$1"/part/*.whl "$1/"
     rm -rf "$1/part" "$1/src" "$1/sdist" "$1/unpacked"
@@ -146,7 +149,9 @@ device=cpu
 build_env=(env CUDA_VISIBLE_DEVICES=)
 cuda=$("$py" -c 'import torch; print(torch.version.cuda if torch.cuda.is_available() else "")')
 if [ -n "$cuda" ]; then
-    if nvcc --version 2>/dev/null | grep -q "release ${cuda%%.*}\."; then
+    # Into a variable first: grep -q closes the pipe early, which pipefail takes for a failure.
+    nvcc=$(nvcc --version 2>/dev/null || true)
+    if grep -q "release ${cuda%%.*}\." <<<"$nvcc"; then
         device=cu${cuda//./}
         build_env=(env FORCE_CUDA=1)
     else
