@@ -1,0 +1,92 @@
+"""What one call asks for, normalised: the value that every backend and the dispatch work on."""
+
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+
+class _Fields(NamedTuple):
+    dtype: torch.dtype
+    device: str
+    channels_last: bool
+    batch: int
+    channels: int
+    height: int
+    width: int
+    multiplier: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    has_bias: bool
+
+
+class Problem(_Fields):
+    """A depth-wise convolution of one shape. Hashable; equal problems are served the same way.
+
+    Attributes:
+        dtype (torch.dtype): Of input, weight, bias and output.
+        device (str): Device type, ``'cpu'`` or ``'cuda'``.
+        channels_last (bool): Whether the output has the channels-last memory format.
+        batch, channels, height, width (int): Input ``(N, C, H, W)``.
+        multiplier (int): Output channel ``c`` reads input channel ``c // multiplier``.
+        kernel (tuple[int, int]): ``(Kh, Kw)``.
+        stride, dilation (tuple[int, int]): Down and right.
+        padding (tuple[int, int, int, int]): Zeros at the top, bottom, left and right, each >= 0.
+        has_bias (bool): Whether one value per output channel is added.
+    """
+
+    # No __slots__: the derived sizes are computed once and kept.
+
+    @cached_property
+    def reach(self) -> tuple[int, int]:
+        """Extent of the dilated kernel: ``dilation * (K - 1) + 1``."""
+        return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
+
+    @cached_property
+    def out_size(self) -> tuple[int, int]:
+        """``(H', W')`` of the output; at least (1, 1) in a valid problem."""
+        top, bottom, left, right = self.padding
+        (rh, rw), (sh, sw) = self.reach, self.stride
+        return (self.height + top + bottom - rh) // sh + 1, (self.width + left + right - rw) // sw + 1
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels * self.multiplier
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        return self.batch, self.out_channels, *self.out_size
+
+    @cached_property
+    def macs_per_plane(self) -> int:
+        """Multiply-adds of one output plane whose tap falls inside the map."""
+        return (_pairs(self.height, self.out_size[0], self.kernel[0], self.stride[0],
+                       self.padding[0], self.dilation[0]) *
+                _pairs(self.width, self.out_size[1], self.kernel[1], self.stride[1],
+                       self.padding[2], self.dilation[1]))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the whole problem whose tap falls inside the map."""
+        return self.batch * self.out_channels * self.macs_per_plane
+
+    @property
+    def bytes_moved(self) -> int:
+        """Input, weight and bias read once and output written once, in bytes."""
+        out = self.batch * self.out_channels * self.out_size[0] * self.out_size[1]
+        maps = self.batch * self.channels * self.height * self.width + out
+        weight = self.out_channels * (self.kernel[0] * self.kernel[1] + self.has_bias)
+        return (maps + weight) * self.dtype.itemsize
+
+
+def _pairs(size: int, out: int, kernel: int, stride: int, before: int, dilation: int) -> int:
+    """Pairs (output index, tap) along one axis whose input index lies in [0, size)."""
+    count = 0
+    for tap in range(kernel):
+        shift = tap * dilation - before  # input index = stride * output index + shift
+        first = max(0, -(shift // stride))
+        last = min(out - 1, (size - 1 - shift) // stride)
+        count += max(0, last - first + 1)
+    return count
