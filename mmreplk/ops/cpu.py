@@ -1,100 +1,150 @@
-"""The CPU path: a product of spectra at the shortest sufficient length.
+"""The CPU path: compiled kernels (native.py), ``torch.fft``, or oneDNN, by estimated time."""
 
-With ``q = min(p, H - 1)`` only the taps at distances -q..q from the centre ever meet the map, and
-``H + q`` points a side suffice: an index that leaves the map on either side then wraps into the
-zeros behind it. A convolution padded to ``H + K - 1`` would need up to twice as many a side.
-"""
+import threading
+from typing import NamedTuple
 
 import torch
-from torch.nn.functional import pad
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from . import cpu_costs, fft, native
+from .problem import Problem
 
 
-def fast_length(n: int) -> int:
-    """The smallest even number of at least n whose only prime factors are 2, 3 and 5."""
-    n += n % 2
-    while True:
-        rest = n
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return n
-        n += 2
+def estimates(problem: Problem, task: str) -> dict[str, float | str | None]:
+    """Seconds each backend would take for a task, or why it cannot serve.
 
-
-class _Geometry:
-    """Sizes shared by the three products: reach of the kernel and length of the transform."""
-
-    def __init__(self, map_size, kernel_size):
-        self.map_size = map_size
-        self.half = [k // 2 for k in kernel_size]
-        self.reach = [min(p, n - 1) for p, n in zip(self.half, map_size, strict=True)]
-        self.length = [fast_length(n + q) for n, q in zip(map_size, self.reach, strict=True)]
-
-    def crop(self, weight):
-        """The taps that reach the map, ``(C, 2qh + 1, 2qw + 1)``."""
-        (ph, pw), (qh, qw) = self.half, self.reach
-        return weight[:, 0, ph - qh:ph + qh + 1, pw - qw:pw + qw + 1]
-
-    def spectrum_of_map(self, x):
-        """``(N, C, H, W)`` to its spectrum at the transform's length."""
-        return torch.fft.rfft2(x, s=self.length)
-
-    def spectrum_of_weight(self, weight):
-        """``(C, 1, Kh, Kw)`` to its spectrum, the centre of the kernel at index 0."""
-        taps = self.crop(weight)
-        taps = pad(taps, [0, self.length[1] - taps.shape[2], 0, self.length[0] - taps.shape[1]])
-        return torch.fft.rfft2(torch.roll(taps, [-q for q in self.reach], (1, 2)))
-
-    def map_of(self, spectrum):
-        """A spectrum to the map, ``(N, C, H, W)``."""
-        out = torch.fft.irfft2(spectrum, s=self.length)
-        return out[..., :self.map_size[0], :self.map_size[1]]
-
-    def weight_of(self, spectrum):
-        """A spectrum to weights ``(C, 1, Kh, Kw)``; taps that never meet the map get 0."""
-        (qh, qw), (ph, pw) = self.reach, self.half
-        lags = torch.roll(torch.fft.irfft2(spectrum, s=self.length), [qh, qw], (1, 2))
-        taps = lags[:, :2 * qh + 1, :2 * qw + 1]
-        return pad(taps, [pw - qw, pw - qw, ph - qh, ph - qh]).unsqueeze(1)
-
-
-class FFTDepthwiseConv(torch.autograd.Function):
-    """``y[n,c,i,j] = sum_uv x[n,c,i+u-p,j+v-p] w[c,0,u,v]`` and its gradients.
-
-    Saves the input and the weight alone. The backward pass is made of differentiable operations,
-    so second derivatives exist. float16 and bfloat16 are computed in float32.
+    Args:
+        problem (Problem): A valid problem with at least one output.
+        task (str): 'forward' or 'weight_grad'.
     """
-
-    @staticmethod
-    def forward(ctx, x, weight):
-        """Shapes ``(N, C, H, W)`` and ``(C, 1, Kh, Kw)``, Kh and Kw odd; output like x."""
-        ctx.save_for_backward(x, weight)
-        geometry = _Geometry(x.shape[2:], weight.shape[2:])
-        spectrum = geometry.spectrum_of_map(_wide(x))
-        spectrum *= geometry.spectrum_of_weight(_wide(weight)).conj()
-        return geometry.map_of(spectrum).to(x.dtype, memory_format=_memory_format(x))
-
-    @staticmethod
-    def backward(ctx, grad):
-        """Gradients of those inputs that ask for one."""
-        x, weight = ctx.saved_tensors
-        geometry = _Geometry(x.shape[2:], weight.shape[2:])
-        spectrum = geometry.spectrum_of_map(_wide(grad))
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            product = spectrum * geometry.spectrum_of_weight(_wide(weight))
-            grad_x = geometry.map_of(product).to(x.dtype)
-        if ctx.needs_input_grad[1]:
-            product = (geometry.spectrum_of_map(_wide(x)) * spectrum.conj()).sum(0)
-            grad_weight = geometry.weight_of(product).to(weight.dtype)
-        return grad_x, grad_weight
+    if problem.device != 'cpu':
+        why = f'there are no kernels for {problem.device!r} devices'
+        return {'triton': why, 'fft': why, 'direct': why, 'torch': None}
+    out = {'triton': 'Triton runs on a GPU, the input is on the CPU',
+           'torch': cpu_costs.pytorch(problem, task)}
+    compiled, why = _compiled(problem)
+    ok, why_not = fft.supports(problem)
+    if compiled:
+        out['direct'] = cpu_costs.direct(problem, task)
+        out['fft'] = cpu_costs.compiled_fft(problem, task)
+    else:
+        out['direct'] = why
+        out['fft'] = cpu_costs.torch_fft(problem, task) if ok else why_not
+    return out
 
 
-def _wide(tensor):
+def _compiled(problem: Problem) -> tuple[bool, str]:
+    """Whether the compiled kernels can serve."""
+    if problem.stride != (1, 1):
+        return False, f'the compiled kernels need stride 1, not {problem.stride}'
+    if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return False, f'the compiled kernels do not take {problem.dtype}'
+    return native.available()
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
+            backend: str) -> Tensor:
+    """Run 'fft' or 'direct'. float16 and bfloat16 are computed in float32 and rounded once."""
+    keep = not torch.is_grad_enabled() or not weight.requires_grad
+    if not _compiled(problem)[0]:
+        spectrum = _kept.get(weight, problem, fft.spectrum_of_weight) if keep else None
+        return _mend(fft.forward(x, weight, bias, problem, spectrum), x, weight, bias, problem)
+    x = _dense(x, problem)
+    bias = None if bias is None else bias.float()
+    if backend == 'direct':
+        out = native.direct_forward(x, _wide(weight).contiguous(), bias, problem)
+    else:
+        taps = _wide(weight).contiguous()
+        if keep:
+            spectrum = _kept.get(weight, problem, native.fft_spectrum)
+        else:
+            spectrum = native.fft_spectrum(taps, problem)
+        out = native.fft_forward(x, spectrum, taps, bias, problem)
+    return out.to(problem.dtype)
+
+
+def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tensor:
+    """Run 'fft' or 'direct'."""
+    if not _compiled(problem)[0]:
+        return fft.weight_grad(x, grad, problem)
+    run = native.direct_weight_grad if backend == 'direct' else native.fft_weight_grad
+    return run(_dense(x, problem), _dense(grad, problem), problem).to(problem.dtype)
+
+
+def _dense(tensor: Tensor, problem: Problem) -> Tensor:
+    return _wide(tensor).contiguous(memory_format=problem.memory_format)
+
+
+def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _memory_format(x):
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
+def _mend(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
+    """Recompute by PyTorch the planes that a NaN or Inf, once transformed, has spread over.
+
+    Every point of a transform depends on every input, so one point of a plane tells for all.
+    """
+    broken = ~torch.isfinite(out[:, :, 0, 0])
+    if not broken.any():
+        return out
+    top, bottom, left, right = problem.padding
+    for n, c in broken.nonzero().tolist():
+        plane = x[n:n + 1, c // problem.multiplier:c // problem.multiplier + 1]
+        plane = torch.nn.functional.pad(plane, (left, right, top, bottom))
+        out[n, c] = torch.nn.functional.conv2d(
+            plane, weight[c:c + 1], None if bias is None else bias[c:c + 1],
+            dilation=problem.dilation)[0, 0]
+    return out
+
+
+class _Entry(NamedTuple):
+    weight: Tensor
+    spectrum: Tensor
+
+
+class KeptSpectra:
+    """The spectra of weights that do not change, as in inference.
+
+    They live as long as their weight tensor. Before use the weights are compared with a copy:
+    reading them costs next to nothing, and unlike a version counter it also notices a change
+    through ``weight.data``, numpy or shared memory. At most a few geometries a weight are kept.
+    """
+
+    GEOMETRIES = 4
+
+    def __init__(self):
+        self._entries = WeakIdKeyDictionary()
+        self._lock = threading.Lock()
+
+    def get(self, weight: Tensor, problem: Problem, transform) -> Tensor:
+        """``transform(weight, problem)``, or what it gave last time for the same values."""
+        geometry = (problem.height, problem.width, problem.padding, problem.dilation,
+                    problem.out_size, transform)
+        with self._lock:
+            entry = self._entries.get(weight, {}).get(geometry)
+        if entry is not None and _same_bits(entry.weight, weight):
+            return entry.spectrum
+        copy = weight.detach().clone(memory_format=torch.contiguous_format)
+        spectrum = transform(_wide(copy), problem)
+        with self._lock:
+            entries = self._entries.setdefault(weight, {})
+            entries.pop(geometry, None)
+            while len(entries) >= self.GEOMETRIES:
+                entries.pop(next(iter(entries)))
+            entries[geometry] = _Entry(copy, spectrum)
+        return spectrum
+
+    def bytes(self) -> int:
+        """Memory held."""
+        with self._lock:
+            return sum(t.numel() * t.element_size() for entries in self._entries.values()
+                       for entry in entries.values() for t in entry)
+
+
+def _same_bits(kept: Tensor, weight: Tensor) -> bool:
+    # NaN never equals itself: such weights are transformed anew, which is right if slow.
+    return kept.dtype == weight.dtype and torch.equal(kept, weight)
+
+
+_kept = KeptSpectra()

@@ -1,62 +1,214 @@
-"""The one public function: ``large_kernel_dwconv2d``."""
+"""The public functions: ``large_kernel_dwconv2d`` and ``explain``."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
-from .cpu import FFTDepthwiseConv
+from . import dispatch
+from .operators import dwconv2d, forward
+from .problem import Problem, memory_format_of
 
-# Below this kernel size PyTorch's own convolution is about as fast on a CPU, forward and backward
-# together. A rough line: the map's size matters too, and a cost model has to replace it.
-MIN_FFT_KERNEL = 7
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Below this product of input points and taps, PyTorch's convolution takes about as long as its own
+# call overhead, and looking for anything better would cost more than it brings.
+TINY = 1 << 12
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def large_kernel_dwconv2d(x: Tensor,
                           weight: Tensor,
                           bias: Tensor | None = None,
-                          padding: int | tuple[int, int] | str = 0) -> Tensor:
-    """Depth-wise convolution, equal to ``F.conv2d(x, weight, bias, padding=padding, groups=C)``.
+                          stride: int | tuple[int, int] = 1,
+                          padding: int | tuple[int, int] | str = 0,
+                          dilation: int | tuple[int, int] = 1,
+                          *,
+                          backend: str = 'auto') -> Tensor:
+    """Depth-wise convolution: ``F.conv2d(x, weight, bias, stride, padding, dilation, groups=C)``.
 
-    On a CPU, odd kernels from 7x7 with "same" padding run through an FFT product, forward and
-    backward; everything else goes to PyTorch's own convolution. Results differ by rounding alone.
+    Serves every input that ``F.conv2d`` serves, with the same result up to rounding. What no
+    faster path covers (strides, complex numbers, other devices...) goes to PyTorch's convolution.
+    Sums are accumulated in float32, or in float64 for float64. On a GPU, float32 uses TF32 where
+    PyTorch's own switch for convolutions, ``torch.backends.cudnn.allow_tf32``, allows it.
 
     Args:
-        x (Tensor): Input ``(N, C, H, W)``.
-        weight (Tensor): Kernels ``(C, 1, Kh, Kw)``.
-        bias (Tensor, optional): ``(C, )``. Defaults to None.
-        padding (int | tuple[int, int] | str): As of ``F.conv2d``. Defaults to 0.
+        x (Tensor): Input ``(N, C, H, W)`` or ``(C, H, W)``.
+        weight (Tensor): Kernels ``(C * M, 1, Kh, Kw)``; output channel ``c`` reads input channel
+            ``c // M``.
+        bias (Tensor, optional): ``(C * M, )``. Defaults to None.
+        stride (int | tuple[int, int]): Down and right. Defaults to 1.
+        padding (int | tuple[int, int] | str): Zeros on both sides, down and right, or 'same' or
+            'valid'. Defaults to 0.
+        dilation (int | tuple[int, int]): Down and right. Defaults to 1.
+        backend (str): 'auto' picks the fastest; `explain` says which and why. 'triton' (GPU),
+            'fft', 'direct' (CPU, compiled) and 'torch' ask for one. The gradients of a backend
+            asked for by name use it where it can serve them, and otherwise what 'auto' picks.
 
     Returns:
-        Tensor: ``(N, C, H', W')`` in the dtype and memory format of x.
+        Tensor: ``(N, C * M, H', W')`` or ``(C * M, H', W')``, in the memory format of x, and in
+        its dtype or, under autocast, in autocast's.
 
     Raises:
-        RuntimeError: What PyTorch's convolution raises for the same arguments.
+        RuntimeError: For bad shapes, dtypes or devices, what PyTorch's convolution raises; also
+            if the backend asked for cannot serve, with the reason.
+        ValueError: If backend is not one of the names above.
     """
-    if not _takes_fft(x, weight, padding):
-        return F.conv2d(x, weight, bias, padding=padding, groups=weight.shape[0])
-    if torch.is_autocast_enabled('cpu'):
-        dtype = torch.get_autocast_dtype('cpu')
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = bias if bias is None else bias.to(dtype)
-    out = FFTDepthwiseConv.apply(x, weight)
-    return out if bias is None else out + bias.reshape(-1, 1, 1)
+    if backend == 'auto':
+        # A shortcut for problems of a few microseconds; every check below would be felt.
+        if (x.dim() == 4 and weight.dim() == 4 and x.device.type == 'cpu'
+                and x.numel() * weight.shape[-1] * weight.shape[-2] < TINY
+                and not torch.compiler.is_compiling()):
+            return F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1])
+    elif backend not in dispatch.BACKENDS:
+        raise ValueError(f'backend must be one of {", ".join(dispatch.BACKENDS)}, not {backend!r}')
+    if has_torch_function((x, weight, bias)):
+        return handle_torch_function(large_kernel_dwconv2d, (x, weight, bias), x, weight, bias,
+                                     stride, padding, dilation, backend=backend)
+    if x.dim() == 3 and weight.dim() == 4:
+        return large_kernel_dwconv2d(
+            x.unsqueeze(0), weight, bias, stride, padding, dilation, backend=backend).squeeze(0)
+    x, weight, bias = _autocast(x, weight, bias)
+
+    # A graph for other runtimes holds a plain convolution, which all of them know.
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        return _pytorch(x, weight, bias, stride, padding, dilation)
+    if torch.compiler.is_compiling():
+        if backend == 'torch' or _pair(stride) != (1, 1) or not _is_depthwise(x, weight):
+            return _pytorch(x, weight, bias, stride, padding, dilation)
+        # The choice falls when the graph runs: sizes may be symbols here.
+        dilation = _pair(dilation)
+        return dwconv2d(x, weight, bias, _sides(padding, weight, dilation), dilation, backend)
+
+    problem = problem_of(x, weight, bias, stride, padding, dilation)
+    if problem is None:  # bad input, for which PyTorch has the words, or nothing to compute
+        return _pytorch(x, weight, bias, stride, padding, dilation)
+    choice = dispatch.choose(problem, backend)
+    if choice.backend == 'torch':
+        out = _pytorch(x, weight, bias, stride, padding, dilation)
+        return out.contiguous(memory_format=problem.memory_format)
+    if _is_plain(x, weight, bias):
+        return forward(x, weight, bias, problem, choice.backend)
+    return dwconv2d(x, weight, bias, problem.padding, problem.dilation, backend)
 
 
-def _takes_fft(x: Tensor, weight: Tensor, padding) -> bool:
-    if x.device.type != 'cpu' or x.layout != torch.strided or x.dtype not in _DTYPES:
-        return False
-    # An exported graph holds a plain convolution, which every runtime knows.
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
-        return False
-    if x.dim() != 4 or weight.dim() != 4 or weight.shape[:2] != (x.shape[1], 1) or not x.numel():
-        return False
-    if weight.dtype != x.dtype and not torch.is_autocast_enabled('cpu'):
-        return False
-    kernel = weight.shape[2:]
-    if min(kernel) < MIN_FFT_KERNEL or kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
-        return False
-    same = (kernel[0] // 2, kernel[1] // 2)
+def explain(x: Tensor,
+            weight: Tensor,
+            bias: Tensor | None = None,
+            stride: int | tuple[int, int] = 1,
+            padding: int | tuple[int, int] | str = 0,
+            dilation: int | tuple[int, int] = 1,
+            *,
+            backend: str = 'auto') -> dispatch.Choice:
+    """Which backend `large_kernel_dwconv2d` takes for these arguments, and why.
+
+    Nothing is computed. Arguments as of `large_kernel_dwconv2d`.
+
+    Returns:
+        Choice: ``backend``, ``reason``, and ``candidates``: for each backend its estimated time in
+        seconds (None where there is no estimate) or the reason why it cannot serve.
+
+    Raises:
+        RuntimeError: As `large_kernel_dwconv2d`.
+        ValueError: As `large_kernel_dwconv2d`.
+    """
+    if backend not in dispatch.BACKENDS:
+        raise ValueError(f'backend must be one of {", ".join(dispatch.BACKENDS)}, not {backend!r}')
+    if x.dim() == 3:
+        x = x.unsqueeze(0)
+    x, weight, bias = _autocast(x, weight, bias)
+    problem = problem_of(x, weight, bias, stride, padding, dilation)
+    if problem is None:
+        meta = [None if t is None else t.to('meta') for t in (x, weight, bias)]
+        _pytorch(*meta, stride, padding, dilation)  # raises for bad input
+        return dispatch.Choice('torch', 'nothing to compute, or not a strided real tensor', {})
+    choice = dispatch.choose(problem, backend)
+    if (backend == 'auto' and problem.device == 'cpu'
+            and x.numel() * problem.kernel[0] * problem.kernel[1] < TINY):
+        return choice._replace(backend='torch', reason='so small that any choice costs more')
+    return choice
+
+
+def problem_of(x, weight, bias, stride, padding, dilation) -> Problem | None:
+    """The call as a `Problem`; None for what PyTorch's convolution has to refuse or to answer."""
+    if not _is_depthwise(x, weight) or x.layout != torch.strided or weight.layout != torch.strided:
+        return None
+    device = x.device
+    if weight.device != device or weight.dtype != x.dtype or not x.dtype.is_floating_point:
+        return None
+    if bias is not None and (bias.device != device or bias.dtype != x.dtype
+                             or bias.shape != weight.shape[:1]):
+        return None
+    batch, channels, height, width = x.shape
+    outputs, _, *kernel = weight.shape
+    stride, dilation, kernel = _pair(stride), _pair(dilation), tuple(kernel)
+    if stride is None or dilation is None or min(stride) < 1 or min(dilation) < 1:
+        return None
+    if padding == 'same' and stride != (1, 1):
+        return None
+    sides = _sides(padding, weight, dilation)
+    if sides is None or min(sides) < 0 or not x.numel() or not outputs or min(kernel) < 1:
+        return None
+    memory_format = memory_format_of(x)
+    problem = Problem(x.dtype, device.type, memory_format == torch.channels_last, batch, channels,
+                      height, width, outputs // channels, kernel, stride, sides, dilation,
+                      bias is not None)
+    return problem if min(problem.out_size) > 0 else None
+
+
+def _is_depthwise(x: Tensor, weight: Tensor) -> bool:
+    return (x.dim() == 4 and weight.dim() == 4 and weight.shape[1] == 1 and x.shape[1] > 0
+            and weight.shape[0] % x.shape[1] == 0)
+
+
+def _pair(value) -> tuple[int, int] | None:
+    if isinstance(value, int):
+        return value, value
+    value = tuple(value)
+    if len(value) == 1:
+        return value * 2
+    return value if len(value) == 2 else None
+
+
+def _sides(padding, weight: Tensor, dilation: tuple[int, int]) -> tuple[int, ...] | None:
+    """Zeros at the top, bottom, left and right."""
+    if padding == 'valid':
+        return 0, 0, 0, 0
+    if padding == 'same':
+        # Of an odd total, PyTorch puts the larger half at the end.
+        totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        return (totals[0] // 2, totals[0] - totals[0] // 2,
+                totals[1] // 2, totals[1] - totals[1] // 2)
     if isinstance(padding, str):
-        return padding == 'same'
-    return tuple([padding] * 2 if isinstance(padding, int) else padding) == same
+        return None
+    pair = _pair(padding)
+    return None if pair is None else (pair[0], pair[0], pair[1], pair[1])
+
+
+def _pytorch(x, weight, bias, stride, padding, dilation) -> Tensor:
+    return F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1] if x.dim() == 4 else 1)
+
+
+def _autocast(x, weight, bias):
+    """What autocast would do to the arguments of ``F.conv2d``."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in (x, weight, bias))
+
+
+def _is_plain(x, weight, bias) -> bool:
+    """Whether the kernels may be called without passing PyTorch's dispatcher.
+
+    That saves about 15 us a call. It must not happen where someone listens: autograd, a dispatch
+    mode (fake tensors, FLOP counters, tracing), a ``torch.func`` transform or a tensor subclass.
+    """
+    if type(x) not in _PLAIN or type(weight) not in _PLAIN:
+        return False
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad
+                                    or (bias is not None and bias.requires_grad)):
+        return False
+    return (torch._C._len_torch_dispatch_stack() == 0
+            and torch._C._functorch.maybe_current_level() is None
+            and not torch.autograd.forward_ad._current_level >= 0)

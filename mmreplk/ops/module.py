@@ -1,22 +1,71 @@
 """``LargeKernelDWConv2d``: the operator as a drop-in for ``nn.Conv2d``."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dispatch import BACKENDS
 from .functional import large_kernel_dwconv2d
 
 
 class LargeKernelDWConv2d(nn.Conv2d):
-    """``nn.Conv2d`` with the fast path for large depth-wise kernels.
+    """``nn.Conv2d`` that runs depth-wise convolutions through `large_kernel_dwconv2d`.
 
-    Takes the arguments of ``nn.Conv2d`` and has its attributes and state dict. Where the layer is
-    not depth-wise with stride 1 and dilation 1, it is ``nn.Conv2d``.
+    It has the arguments, attributes, state dict and results of ``nn.Conv2d``. Where the layer is
+    not depth-wise (``groups == in_channels``), it is ``nn.Conv2d``. In any mm config,
+    ``conv_cfg=dict(type='mmreplk.LargeKernelDWConv2d')`` puts it in place of every convolution.
+
+    Args:
+        *args, **kwargs: As of ``nn.Conv2d``.
+        backend (str): As of `large_kernel_dwconv2d`. Defaults to 'auto'.
+
+    Raises:
+        ValueError: If backend is unknown, or as ``nn.Conv2d``.
     """
 
+    def __init__(self, *args, backend: str = 'auto', **kwargs):
+        super().__init__(*args, **kwargs)
+        if backend not in BACKENDS:
+            raise ValueError(f'backend must be one of {", ".join(BACKENDS)}, not {backend!r}')
+        self.backend = backend
+
+    @classmethod
+    def from_conv2d(cls, conv: nn.Conv2d, backend: str = 'auto') -> 'LargeKernelDWConv2d':
+        """The same layer as ``conv``, sharing its parameters.
+
+        The parameters are the very objects of ``conv``, so an optimizer that holds them goes on.
+
+        Raises:
+            TypeError: If conv is not a ``nn.Conv2d``, or is a subclass with a forward of its own,
+                whose behaviour would be lost.
+        """
+        if not isinstance(conv, nn.Conv2d) or type(conv).forward not in (
+                nn.Conv2d.forward, LargeKernelDWConv2d.forward):
+            raise TypeError(f'from_conv2d takes a plain torch.nn.Conv2d, not {type(conv).__name__}')
+        new = cls(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+            conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode, device='meta',
+            backend=backend)
+        new.weight, new.bias = conv.weight, conv.bias
+        return new.train(conv.training)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        # Pickles of a plain nn.Conv2d's state, and of earlier versions, have no backend.
+        self.__dict__.setdefault('backend', 'auto')
+
     def forward(self, input: Tensor) -> Tensor:
-        """Map ``(N, C, H, W)`` as ``nn.Conv2d`` does."""
-        plain = (
-            self.groups != self.in_channels or self.out_channels != self.in_channels
-            or self.stride != (1, 1) or self.dilation != (1, 1) or self.padding_mode != 'zeros')
-        if plain or input.dim() != 4:
+        """Map ``(N, C, H, W)`` or ``(C, H, W)`` as ``nn.Conv2d`` does."""
+        if self.groups != self.in_channels or input.dim() not in (3, 4) or (
+                input.shape[-3] != self.in_channels):
             return super().forward(input)
-        return large_kernel_dwconv2d(input, self.weight, self.bias, self.padding)
+        padding = self.padding
+        if self.padding_mode != 'zeros':
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return large_kernel_dwconv2d(input, self.weight, self.bias, self.stride, padding,
+                                     self.dilation, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        """``nn.Conv2d``'s, and the backend where one was asked for."""
+        asked = '' if self.backend == 'auto' else f', backend={self.backend}'
+        return super().extra_repr() + asked

@@ -49,7 +49,13 @@ class Problem(_Fields):
         """``(H', W')`` of the output; at least (1, 1) in a valid problem."""
         top, bottom, left, right = self.padding
         (rh, rw), (sh, sw) = self.reach, self.stride
-        return (self.height + top + bottom - rh) // sh + 1, (self.width + left + right - rw) // sw + 1
+        return ((self.height + top + bottom - rh) // sh + 1,
+                (self.width + left + right - rw) // sw + 1)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of the output."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
     def out_channels(self) -> int:
@@ -90,3 +96,20 @@ def _pairs(size: int, out: int, kernel: int, stride: int, before: int, dilation:
         last = min(out - 1, (size - 1 - shift) // stride)
         count += max(0, last - first + 1)
     return count
+
+
+def memory_format_of(x: torch.Tensor) -> torch.memory_format:
+    """The memory format that an output should take over from x, ``(N, C, H, W)``.
+
+    Channels-last if the strides order the dimensions so, gaps allowed, as PyTorch's own operators
+    judge it; where both formats describe the same strides, contiguous.
+    """
+    if x.is_contiguous():
+        return torch.contiguous_format
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    _, channel, row, column = x.stride()
+    images, channels, height, width = x.shape
+    ordered = (0 < channel and channel * channels <= column and column * width <= row
+               and (images == 1 or row * height <= x.stride(0)) and channels * width > 1)
+    return torch.channels_last if ordered else torch.contiguous_format

@@ -1,0 +1,210 @@
+"""The operator as PyTorch sees it: two custom ops, their gradients, their fakes, their vmap rules.
+
+``mmreplk::dwconv2d`` is the convolution of stride 1, ``mmreplk::dwconv2d_weight_grad`` the gradient
+of its weights. The gradient of the input is the first op again, with turned weights, so that the
+two ops differentiate each other to any order.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import cpu, dispatch
+from .problem import Problem, memory_format_of
+
+
+@torch.library.custom_op('mmreplk::dwconv2d', mutates_args=())
+def dwconv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int],
+             dilation: list[int], backend: str) -> Tensor:
+    """Stride 1; padding is (top, bottom, left, right); arguments are valid (see functional.py)."""
+    problem = _problem(x, weight.shape, bias is not None, padding, dilation)
+    if problem is None:
+        return _convolve(x, weight, bias, padding, dilation)
+    return forward(x, weight, bias, problem, dispatch.choose(problem, backend).backend)
+
+
+@torch.library.custom_op('mmreplk::dwconv2d_weight_grad', mutates_args=())
+def dwconv2d_weight_grad(x: Tensor, grad: Tensor, kernel_size: list[int], padding: list[int],
+                         dilation: list[int], backend: str) -> Tensor:
+    """Gradient ``(C * M, 1, Kh, Kw)`` of the weights, for input x and output gradient grad."""
+    shape = (grad.shape[1], 1, *kernel_size)
+    problem = _problem(x, shape, False, padding, dilation)
+    if problem is None:
+        return x.new_zeros(shape)
+    return weight_grad(x, grad, problem, dispatch.choose_weight_grad(problem, backend).backend)
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
+            backend: str) -> Tensor:
+    """Run one backend, which has to support the problem."""
+    if backend == 'torch':
+        out = _convolve(x, weight, bias, problem.padding, problem.dilation)
+    elif backend == 'triton':
+        from . import triton_launch
+        out = triton_launch.forward(
+            x.contiguous(), weight.contiguous(), bias, problem, allow_tf32())
+    else:
+        out = cpu.forward(x, weight, bias, problem, backend)
+    return out.contiguous(memory_format=problem.memory_format)
+
+
+def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tensor:
+    """Run one backend, which has to support the problem."""
+    if backend == 'triton':
+        from . import triton_launch
+        return triton_launch.weight_grad(x.contiguous(), grad.contiguous(), problem, allow_tf32())
+    if backend != 'torch':
+        return cpu.weight_grad(x, grad, problem, backend)
+    top, bottom, left, right = problem.padding
+    weight = x.new_empty(problem.out_channels, 1, *problem.kernel)
+    x = F.pad(x, (left, right, top, bottom))
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, (1, 1), (0, 0), problem.dilation, False, (0, 0), problem.channels,
+        (False, True, False))[1].contiguous()
+
+
+def allow_tf32() -> bool:
+    """PyTorch's switch for convolutions in float32."""
+    conv = getattr(torch.backends.cudnn, 'conv', None)
+    if conv is not None and hasattr(conv, 'fp32_precision'):
+        return conv.fp32_precision == 'tf32'
+    return torch.backends.cudnn.allow_tf32
+
+
+def _problem(x, weight_shape, has_bias, padding, dilation) -> Problem | None:
+    """None if there is nothing to compute."""
+    if 0 in x.shape or 0 in weight_shape:
+        return None
+    return Problem(x.dtype, x.device.type, memory_format_of(x) == torch.channels_last, *x.shape,
+                   weight_shape[0] // x.shape[1], tuple(weight_shape[2:]), (1, 1), tuple(padding),
+                   tuple(dilation), has_bias)
+
+
+def _convolve(x, weight, bias, padding, dilation) -> Tensor:
+    top, bottom, left, right = padding
+    if top == bottom and left == right:
+        return F.conv2d(x, weight, bias, 1, (top, left), dilation, x.shape[1])
+    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, 1, 0, dilation, x.shape[1])
+
+
+@dwconv2d.register_fake
+def _(x, weight, bias, padding, dilation, backend):
+    top, bottom, left, right = padding
+    height = x.shape[2] + top + bottom - dilation[0] * (weight.shape[2] - 1)
+    width = x.shape[3] + left + right - dilation[1] * (weight.shape[3] - 1)
+    torch._check(height > 0, lambda: f'the kernel {tuple(weight.shape[2:])} with dilation '
+                 f'{tuple(dilation)} is taller than the padded input {tuple(x.shape)}')
+    torch._check(width > 0, lambda: f'the kernel {tuple(weight.shape[2:])} with dilation '
+                 f'{tuple(dilation)} is wider than the padded input {tuple(x.shape)}')
+    return x.new_empty(x.shape[0], weight.shape[0], height, width).contiguous(
+        memory_format=memory_format_of(x))
+
+
+@dwconv2d_weight_grad.register_fake
+def _(x, grad, kernel_size, padding, dilation, backend):
+    return x.new_empty(grad.shape[1], 1, *kernel_size)
+
+
+# -- gradients -------------------------------------------------------------------------------------
+
+def input_grad(grad: Tensor, weight: Tensor, channels: int, padding, dilation,
+               backend: str) -> Tensor:
+    """Gradient of the input: a convolution of grad with the weights turned by 180 degrees.
+
+    The padding is ``dilation * (K - 1) - padding``; where that is negative, outputs that see
+    nothing but zeros are cut off first.
+    """
+    top, bottom, left, right = padding
+    rh, rw = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
+    sides = [rh - top, rh - bottom, rw - left, rw - right]
+    if min(sides) < 0:
+        cut = [max(0, -side) for side in sides]
+        grad = grad[:, :, cut[0]:grad.shape[2] - cut[1], cut[2]:grad.shape[3] - cut[3]]
+        sides = [max(0, side) for side in sides]
+    out = dwconv2d(grad, weight.flip(2, 3), None, sides, dilation, soft(backend))
+    if weight.shape[0] != channels:
+        out = out.unflatten(1, (channels, -1)).sum(2)
+    return out
+
+
+def soft(backend: str) -> str:
+    """The backend asked for, where it can serve; ``'auto'`` elsewhere. For gradients."""
+    return backend if backend in ('auto', 'torch') or backend.endswith('?') else backend + '?'
+
+
+def _keep(ctx, inputs, output):
+    x, weight, _, ctx.padding, ctx.dilation, ctx.backend = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _dwconv2d_backward(ctx, grad):
+    x, weight = ctx.saved_tensors
+    grad_x = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = input_grad(grad, weight, x.shape[1], ctx.padding, ctx.dilation, ctx.backend)
+    if ctx.needs_input_grad[1]:
+        grad_weight = dwconv2d_weight_grad(
+            x, grad, weight.shape[2:], ctx.padding, ctx.dilation, soft(ctx.backend))
+    if ctx.needs_input_grad[2]:
+        grad_bias = grad.sum((0, 2, 3), dtype=_wide(grad.dtype)).to(grad.dtype)
+    return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def _keep_for_weight_grad(ctx, inputs, output):
+    x, grad, _, ctx.padding, ctx.dilation, ctx.backend = inputs
+    ctx.save_for_backward(x, grad)
+
+
+def _weight_grad_backward(ctx, grad_weight):
+    # The gradient of the weights is linear in x and in grad, with grad_weight as the kernel.
+    x, grad = ctx.saved_tensors
+    grad_x = grad_grad = None
+    if ctx.needs_input_grad[0]:
+        grad_x = input_grad(grad, grad_weight, x.shape[1], ctx.padding, ctx.dilation, ctx.backend)
+    if ctx.needs_input_grad[1]:
+        grad_grad = dwconv2d(x, grad_weight, None, ctx.padding, ctx.dilation, soft(ctx.backend))
+    return grad_x, grad_grad, None, None, None, None
+
+
+dwconv2d.register_autograd(_dwconv2d_backward, setup_context=_keep)
+dwconv2d_weight_grad.register_autograd(_weight_grad_backward, setup_context=_keep_for_weight_grad)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+# -- vmap: a mapped input alone joins the images, mapped weights join the channels -----------------
+
+@dwconv2d.register_vmap
+def _(info, in_dims, x, weight, bias, padding, dilation, backend):
+    size = info.batch_size
+    x_dim, weight_dim, bias_dim, *_ = in_dims
+    if weight_dim is None and bias_dim is None:
+        x = x.movedim(x_dim, 0)
+        out = dwconv2d(x.flatten(0, 1), weight, bias, padding, dilation, backend)
+        return out.unflatten(0, (size, -1)), 0
+    x = _into_channels(x, x_dim, size, 1)
+    weight = _into_channels(weight, weight_dim, size, 0)
+    bias = None if bias is None else _into_channels(bias, bias_dim, size, 0)
+    out = dwconv2d(x, weight, bias, padding, dilation, backend)
+    return out.unflatten(1, (size, -1)), 1
+
+
+@dwconv2d_weight_grad.register_vmap
+def _(info, in_dims, x, grad, kernel_size, padding, dilation, backend):
+    size = info.batch_size
+    x = _into_channels(x, in_dims[0], size, 1)
+    grad = _into_channels(grad, in_dims[1], size, 1)
+    out = dwconv2d_weight_grad(x, grad, kernel_size, padding, dilation, backend)
+    return out.unflatten(0, (size, -1)), 0
+
+
+def _into_channels(tensor: Tensor, mapped, size: int, channels: int) -> Tensor:
+    """Fold the mapped dimension, or copies where there is none, into the channel dimension."""
+    if mapped is None:
+        tensor = tensor.unsqueeze(channels).expand(
+            *tensor.shape[:channels], size, *tensor.shape[channels:])
+    else:
+        tensor = tensor.movedim(mapped, channels)
+    return tensor.flatten(channels, channels + 1)

@@ -1,0 +1,1 @@
+def supports(problem): return False, 'not yet'
