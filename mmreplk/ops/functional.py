@@ -117,8 +117,7 @@ def explain(x: Tensor,
     x, weight, bias = _autocast(x, weight, bias)
     problem = problem_of(x, weight, bias, stride, padding, dilation)
     if problem is None:
-        meta = [None if t is None else t.to('meta') for t in (x, weight, bias)]
-        _pytorch(*meta, stride, padding, dilation)  # raises for bad input
+        _pytorch(x[:1], weight, bias, stride, padding, dilation)  # raises for bad input
         return dispatch.Choice('torch', 'nothing to compute, or not a strided real tensor', {})
     choice = dispatch.choose(problem, backend)
     if (backend == 'auto' and problem.device == 'cpu'

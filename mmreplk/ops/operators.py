@@ -121,10 +121,13 @@ def input_grad(grad: Tensor, weight: Tensor, channels: int, padding, dilation,
         cut = [max(0, -side) for side in sides]
         grad = grad[:, :, cut[0]:grad.shape[2] - cut[1], cut[2]:grad.shape[3] - cut[3]]
         sides = [max(0, side) for side in sides]
-    out = dwconv2d(grad, weight.flip(2, 3), None, sides, dilation, soft(backend))
-    if weight.shape[0] != channels:
-        out = out.unflatten(1, (channels, -1)).sum(2)
-    return out
+    weight = weight.flip(2, 3)
+    if weight.shape[0] == channels:
+        return dwconv2d(grad, weight, None, sides, dilation, soft(backend))
+    # With a channel multiplier, maps are added up; 16-bit ones are to be rounded once.
+    wide = _wide(grad.dtype)
+    out = dwconv2d(grad.to(wide), weight.to(wide), None, sides, dilation, soft(backend))
+    return out.unflatten(1, (channels, -1)).sum(2).to(grad.dtype)
 
 
 def soft(backend: str) -> str:

@@ -1,0 +1,30 @@
+"""The one table of tolerances of the operator, and how its results are compared."""
+
+import pytest
+import torch
+
+# By dtype: the largest error allowed, as a share of the reference's root mean square, and as a
+# share of each value. Sums of up to 2601 products of normal numbers; 16-bit outputs are rounded.
+TOLERANCE = {
+    torch.float64: (1e-12, 1e-12),
+    torch.float32: (1e-5, 1e-5),
+    torch.float16: (2e-3, 2e-3),
+    torch.bfloat16: (1.6e-2, 1.6e-2),
+}
+
+
+def compare(actual, reference, dtype):
+    """Assert that a result is the float64 reference's, rounded."""
+    assert actual.shape == reference.shape
+    assert torch.equal(torch.isfinite(actual), torch.isfinite(reference))
+    reference = torch.nan_to_num(reference, 0.0, 0.0, 0.0)
+    of_all, of_each = TOLERANCE[dtype]
+    scale = reference.square().mean().sqrt() if reference.numel() else reference.new_tensor(0.0)
+    allowed = of_all * scale + of_each * reference.abs() + torch.finfo(torch.float64).tiny
+    error = (torch.nan_to_num(actual.double(), 0.0, 0.0, 0.0) - reference).abs()
+    assert (error <= allowed).all(), f'{(error / allowed).max():.2f} times the tolerance'
+
+
+@pytest.fixture(name='compare', scope='session')
+def _compare():
+    return compare
