@@ -1,0 +1,93 @@
+#include "threads.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+// --- Memory --------------------------------------------------------------------------------------
+// A fresh block of megabytes costs a page fault every 4 KB, more time than a small convolution. So
+// blocks are kept between calls: at most POOL of them, none with more than KEEP bytes a thread.
+// Taking and giving back are atomic exchanges, which a fork at any moment leaves intact.
+enum { POOL = 4, KEEP = 6 << 20, LINE = 64 };
+
+struct block {
+  size_t bytes;
+};
+static _Atomic(struct block *) pool[POOL];
+
+static struct block *take(size_t bytes) {
+  for (int i = 0; i < POOL; i++) {
+    struct block *block = atomic_exchange(&pool[i], NULL);
+    if (block && block->bytes >= bytes) return block;
+    free(block);
+  }
+  void *memory;
+  if (bytes > SIZE_MAX - 2 * LINE || posix_memalign(&memory, LINE, bytes + LINE)) return NULL;
+  struct block *block = memory;
+  block->bytes = bytes;
+  return block;
+}
+
+static void give_back(struct block *block, int64_t threads) {
+  if (block->bytes / (size_t)threads <= KEEP)
+    for (int i = 0; i < POOL; i++) {
+      struct block *expected = NULL;
+      if (atomic_compare_exchange_strong(&pool[i], &expected, block)) return;
+    }
+  free(block);
+}
+
+// --- Threads -------------------------------------------------------------------------------------
+typedef void gomp_parallel(void (*)(void *), void *, unsigned, unsigned);
+static gomp_parallel *runtime;
+static atomic_int in_child;
+
+// The threads of the parent's pool do not exist in a forked child, and waiting for them would last
+// for ever: a child works on the calling thread alone.
+static void after_fork(void) { atomic_store(&in_child, 1); }
+
+void dw_set_runtime(uintptr_t address) {
+  static atomic_flag registered = ATOMIC_FLAG_INIT;
+  if (!atomic_flag_test_and_set(&registered)) pthread_atfork(NULL, NULL, after_fork);
+  runtime = (gomp_parallel *)address;
+}
+
+struct job {
+  dw_work *work;
+  const void *data;
+  int64_t items, step;
+  size_t scratch;
+  char *memory;
+  _Atomic int64_t next;
+  atomic_int threads;
+};
+
+static void worker(void *data) {
+  struct job *job = data;
+  char *scratch = job->memory + (size_t)atomic_fetch_add(&job->threads, 1) * job->scratch;
+  for (;;) {
+    int64_t begin = atomic_fetch_add(&job->next, job->step);
+    if (begin >= job->items) return;
+    int64_t end = begin + job->step < job->items ? begin + job->step : job->items;
+    job->work(job->data, begin, end, scratch);
+  }
+}
+
+int dw_parallel(dw_work *work, const void *data, int64_t items, size_t scratch, int64_t threads) {
+  if (items <= 0) return 0;
+  if (!runtime || atomic_load(&in_child) || threads < 1) threads = 1;
+  if (threads > items) threads = items;
+  scratch = (scratch + 2 * LINE - 1) / LINE * LINE;
+  if (scratch > SIZE_MAX / 2 / (size_t)threads) return -1;
+  struct block *block = take(scratch * (size_t)threads);
+  if (!block) return -1;
+  // Several helpings a thread, so that one that was held up does not hold up the others.
+  int64_t step = items / (threads * 8);
+  struct job job = {work, data, items, step > 0 ? step : 1, scratch, (char *)block + LINE, 0, 0};
+  if (threads == 1)
+    work(data, 0, items, job.memory);
+  else
+    runtime(worker, &job, (unsigned)threads, 0);
+  give_back(block, threads);
+  return 0;
+}
