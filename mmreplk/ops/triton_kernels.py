@@ -169,7 +169,7 @@ def forward_kernel(x_ptr, table_ptr, part_v, w_ptr, bias_ptr, y_ptr,
     # The zeros of B turn an infinite x into NaN where no tap sees it, and so do the zeros around
     # the map with an infinite weight. Every such output is NaN here, so that looking at the
     # results is enough to know whether this tile must be summed up tap by tap.
-    bad = tl.max(tl.max((stored & (not _finite(acc))).to(tl.int32), 1), 0)
+    bad = tl.max(tl.max((stored & ~_finite(acc)).to(tl.int32), 1), 0)
     if bad == 0:
         y_off = image.to(tl.int64) * channels * out_plane + oi * out_width + oj
         y_off = y_off[:, None] + ((n // T) * out_width + n % T)[None, :]
@@ -342,7 +342,7 @@ def weight_grad_sum_kernel(x_ptr, grad_ptr, sums_ptr, out_ptr, channels, channel
             total += tl.load(sums_ptr + off, mask=stored, other=0.0)
         sums_ptr += VB * S * KD * width_a
     # Zeros that stand for places outside of the map make NaN of what is infinite: sum up again.
-    if tl.max((stored & (not _finite(total))).to(tl.int32), 0) > 0:
+    if tl.max((stored & ~_finite(total)).to(tl.int32), 0) > 0:
         total = tl.zeros((TAPS,), dtype=tl.float32)
         for image in range(images):
             plane = channels.to(tl.int64) * image + channel

@@ -169,9 +169,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
     mode = mode_of(x.dtype, allow_tf32)
     tile = tile or choose(problem, 'forward', mode, arch_of(x.device))
     plan = plan_forward(problem, mode, tile)
-    y = x.new_empty(problem.out_shape)
+    y = _empty(x, problem.out_shape)
     with _guard(x):
-        table = x.new_empty(plan.tables * plan.part)
+        table = _empty(x, (plan.tables * plan.part, ))
         for first in range(0, problem.channels, plan.channels):
             channels = min(plan.channels, problem.channels - first)
             size = plan.part // plan.channels * channels
@@ -246,9 +246,9 @@ def weight_grad(x: Tensor, grad: Tensor, problem: Problem, allow_tf32: bool = Tr
     device = arch_of(x.device)
     tile = tile or choose(problem, 'weight_grad', mode, device)
     plan = plan_weight_grad(problem, mode, tile, device)
-    out = x.new_empty(problem.channels, 1, *problem.kernel)
+    out = _empty(x, (problem.channels, 1, *problem.kernel))
     with _guard(x):
-        sums = x.new_empty(plan.channels * plan.sums, dtype=torch.float32)
+        sums = _empty(x, (plan.channels * plan.sums, ), torch.float32)
         for first in range(0, problem.channels, plan.channels):
             channels = min(plan.channels, problem.channels - first)
             programs, integers, constants = plan.main
@@ -270,6 +270,10 @@ def _is_wide(p: Problem) -> bool:
     """Whether offsets between images need 64 bits."""
     plane = max(p.height * p.width, p.out_size[0] * p.out_size[1])
     return p.batch * p.channels * plane >= 1 << 31
+
+
+def _empty(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device)
 
 
 def _guard(x: Tensor):

@@ -136,17 +136,20 @@ def candidates(mode: str, capability: tuple[int, int]) -> tuple[Tile, ...]:
     """All tiles of `forward_kernel` that are compiled without spilling registers."""
     depth = 64 if mode == 'half' else 32
     big = capability[:1] in ((9, ), (10, )) or capability == (8, 0)
-    shapes = [(16, 8, 16, 4), (16, 16, 16, 4), (32, 4, 16, 4), (64, 2, 16, 4), (64, 4, 8, 4),
-              (64, 4, 16, 4), (64, 8, 8, 4), (64, 8, 16, 4), (128, 4, 16, 4), (64, 4, 32, 4)]
+    stages = 3 if big else 2
+    small = [(16, 8, 16), (16, 16, 16), (64, 2, 16), (64, 4, 8), (64, 4, 16), (64, 8, 8),
+             (64, 8, 16), (128, 4, 16), (64, 4, 32)]
+    tiles = [Tile(*shape, depth, min(shape[2], 16), wide, 4, stages)
+             for shape in small for wide in (8, 16)]
     if mode != 'exact':
-        shapes += [(128, 8, 16, 8), (128, 4, 32, 8), (64, 16, 16, 8)]
+        large = [(128, 8, 16), (128, 4, 32), (64, 16, 16)]
+        tiles += [Tile(*shape, depth, 16, wide, 8, stages) for shape in large for wide in (8, 16)]
         if big:
-            shapes += [(256, 8, 16, 8), (128, 16, 16, 8), (256, 4, 16, 8), (128, 8, 32, 8)]
-    tiles = []
-    for patches, rows, columns, warps in shapes:
-        stages = 3 if big else 2
-        for wide in (8, 16):
-            tiles.append(Tile(patches, rows, columns, depth, min(columns, 16), wide, warps, stages))
+            # With narrow loads, addresses take so many registers that the step has to be shorter.
+            large = [(256, 8, 16), (128, 16, 16), (256, 4, 16), (128, 8, 32)]
+            tiles += [Tile(*shape, depth, 16, 16, 8, stages) for shape in large]
+            if mode == 'half':
+                tiles += [Tile(*shape, depth // 2, 16, 8, 8, stages + 1) for shape in large]
     return tuple(tiles)
 
 
@@ -261,9 +264,9 @@ def grad_candidates(problem: Problem, mode: str, capability: tuple[int, int]) ->
                     continue
                 for n in (64, 128, 256):
                     out_rows = n // columns
-                    if out_rows < 2 or n * m > (16384 if not big or mode == 'exact' else 32768):
+                    if out_rows < 2 or (columns == 64 and n == 256) or n * m > (16384 if not big or mode == 'exact' else 32768):
                         continue
-                    warps = 4 if m * n <= 8192 else 8
+                    warps = 4 if m * n <= 4096 or m == 64 and n == 128 else 8
                     tiles.append(GradTile(m // needed, needed, out_rows, columns, images,
                                           depth // images, wide, warps, 3 if big else 2))
     return tuple(tiles)
@@ -346,12 +349,33 @@ def choose(problem: Problem, task: str, mode: str, device: Arch) -> Tile | GradT
         device (Arch): See `arch`.
     """
     row = _measured().get(key(problem, task, mode, device))
+    if row:
+        return (Tile if task == 'forward' else GradTile)(*row)
+    time = forward_time if task == 'forward' else grad_time
+    return min(usable(problem, task, mode, device.capability),
+               key=lambda tile: time(problem, tile, mode, device), default=None)
+
+
+def usable(problem: Problem, task: str, mode: str,
+           capability: tuple[int, int]) -> list[Tile | GradTile]:
+    """The candidates that make sense for the problem's row length and alignment."""
     if task == 'forward':
-        if row:
-            return Tile(*row)
-        options, time = candidates(mode, device.capability), forward_time
+        options = candidates(mode, capability)
     else:
-        if row:
-            return GradTile(*row)
-        options, time = grad_candidates(problem, mode, device.capability), grad_time
-    return min(options, key=lambda tile: time(problem, tile, mode, device), default=None)
+        options = grad_candidates(problem, mode, capability)
+    size = problem.dtype.itemsize
+    kept = []
+    for tile in options:
+        loaded = vector(size, problem.width, tile.vector) * size
+        if task == 'forward':
+            area = tile.patches * tile.rows * tile.columns
+        else:
+            area = tile.rows * tile.window * tile.out_rows * tile.columns
+            loaded = min(loaded, vector(size, problem.out_size[1], tile.vector) * size)
+        # Narrower loads are another candidate, and with very narrow ones, addresses would take
+        # the registers that the results of a large tile need.
+        if (tile.vector == 16 and loaded < 16 and len(options) > 1) or (
+                area > 16384 and loaded < 8 and size == 2):
+            continue
+        kept.append(tile)
+    return kept
