@@ -2,12 +2,15 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+CSRC = 'mmreplk/ops/csrc'
 
 
 class BuildWithMim(build_py):
@@ -24,6 +27,39 @@ class BuildWithMim(build_py):
                 ROOT / folder, target, ignore=shutil.ignore_patterns('__pycache__', 'results'))
 
 
+def extensions():
+    """The compiled CPU kernels. They are written in the C of GCC and Clang, and need POSIX threads."""
+    if sys.platform == 'win32':
+        return []
+    sources = ('module', 'threads', 'plan', 'plain', 'isa_baseline', 'isa_avx2', 'isa_avx512')
+    return [Extension(
+        'mmreplk.ops._native',
+        [f'{CSRC}/{name}.c' for name in sources],
+        depends=sorted(str(path.relative_to(ROOT)) for pattern in ('*.h', '*.inc.c')
+                       for path in (ROOT / CSRC).glob(pattern)),
+        extra_compile_args=['-O3', '-std=gnu11', '-ffp-contract=fast', '-fno-math-errno',
+                            '-fvisibility=hidden', '-g0'],
+        libraries=['m', 'pthread'],
+        py_limited_api=True,
+        optional=True)]
+
+
+class BuildKernels(build_ext):
+    """Builds them where that is possible, and says so where it is not."""
+
+    def build_extension(self, ext):
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            print('mmreplk: the compiled CPU kernels were left out, which needs a C compiler and Python.h '
+                  f'({error}). Everything works, but large kernels on the CPU are slower.', file=sys.stderr)
+            # What is left runs anywhere: a wheel of it is not for this platform alone.
+            self.distribution.ext_modules = []
+            wheel = self.distribution.get_command_obj('bdist_wheel', create=False)
+            if wheel is not None:
+                wheel.root_is_pure, wheel.py_limited_api = True, False
+
+
 setup(
     name='mmreplk',
     version=re.search(r"__version__ = '(.+)'", (ROOT / 'mmreplk/version.py').read_text())[1],
@@ -36,4 +72,7 @@ setup(
     # The mm packages exist under two sets of names that must not be mixed, so none is required
     # here: the user's environment has one of them. requirements/onedl.txt pins the tested one.
     install_requires=['torch>=2.1'],
-    cmdclass=dict(build_py=BuildWithMim))
+    ext_modules=extensions(),
+    # One binary for every Python from 3.10 on: the module uses the stable ABI alone.
+    options=dict(bdist_wheel=dict(py_limited_api='cp310')) if sys.platform != 'win32' else {},
+    cmdclass=dict(build_py=BuildWithMim, build_ext=BuildKernels))

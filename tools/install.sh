@@ -56,7 +56,7 @@ lock "$root/.venv.lock"
 
 # --- Nothing to do? -------------------------------------------------------------------------------
 stamp=$venv/.mmreplk-installed
-wanted=$(cat "$requirements" setup.py tools/install.sh | cksum)
+wanted=$(cat "$requirements" setup.py tools/install.sh mmreplk/ops/csrc/*.[ch] | cksum)
 py=$venv/bin/python
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
     if [ $with_ops = 0 ]; then
@@ -196,5 +196,6 @@ if [ $with_ops = 1 ]; then
     "$py" -c 'import torch, mmcv._ext' || die "mmcv._ext does not import; remove $ops_dir and run this again"
 fi
 "$py" -c 'import mmseg, mmpretrain, mmreplk' >/dev/null || die "the installation does not import; remove .venv and run this again"
+step "$("$py" -c 'from mmreplk.ops import native; print("CPU kernels:", native.available()[1])')"
 echo "$wanted" >"$stamp"
 step "done: $(du -sh "$venv" | cut -f1) in .venv"

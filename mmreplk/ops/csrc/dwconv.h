@@ -7,26 +7,74 @@
 // One depth-wise convolution of stride 1 in float32, with c the output channel:
 //   y[n,c,i,j] = bias[c] + sum_{u,v} x[n, c / multiplier, i + u*dil_h - top, j + v*dil_w - left] * w[c,u,v]
 // where reads outside the map are 0. Maps are dense, in NCHW order or, with channels_last, in NHWC
-// order; input and output share the order. Weights are always [out channel][kernel_h][kernel_w].
-// All sizes are at least 1 and top, left >= 0; the padding at the bottom and right is implied by
-// out_h and out_w. Element counts can exceed 2^31: every index is an int64_t.
-struct dw_args {
-  const float *x;
-  const float *w;     // weights (forward), unused by a weight gradient
-  const float *bias;  // one per output channel, or NULL
-  const float *gy;    // gradient of the output (weight gradients only)
-  float *y;           // output map (forward), or gradient of the weights
-  int64_t batch, channels, height, width, multiplier;
+// order; input, output and its gradient share the order. Weights are [output channel][row][column].
+// All sizes are at least 1; top, left >= 0; the padding at the bottom and right is implied by out_h
+// and out_w. Element counts can exceed 2^31: every index is an int64_t.
+// native.py packs this struct: keep the two in step.
+struct geometry {
+  int64_t channels_last, batch, channels, height, width, multiplier;
   int64_t kernel_h, kernel_w, top, left, dil_h, dil_w, out_h, out_w;
-  int channels_last;
+  // Direct kernels: output rows (forward) or gradient rows (weight gradient) of one item of work.
+  int64_t band;
+  // FFT kernels: points of the transform, down and right, and outputs of one tile.
+  int64_t points_h, points_w, tile_h, tile_w;
 };
 
-// A kernel is three functions of the arguments: how many independent items of work there are, how
-// many bytes of 64-byte aligned scratch a thread needs, and one that does items [begin, end).
-// Items write disjoint memory and the order of additions inside an item is fixed, so the result
-// does not depend on the number of threads.
-struct dw_kernel {
-  int64_t (*items)(const struct dw_args *);
-  size_t (*scratch)(const struct dw_args *);
-  void (*run)(const struct dw_args *, int64_t begin, int64_t end, void *scratch);
+struct work {
+  struct geometry g;
+  const float *x;
+  const float *w;         // weights; for the FFT's forward, those behind the spectrum
+  const float *spectrum;
+  const float *bias;      // one per output channel, or NULL
+  const float *gy;        // gradient of the output (weight gradients only)
+  float *y;               // output map, weight gradient or spectrum
+  const struct plan *plan_h, *plan_w;
 };
+
+// A kernel is three functions of the work: how many independent items there are, how many bytes
+// of 64-byte aligned scratch a thread needs, and one that does a single item. Items write disjoint
+// memory and the order of additions inside an item is fixed, so the result does not depend on the
+// number of threads.
+struct kernel {
+  int64_t (*items)(const struct work *);
+  size_t (*scratch)(const struct work *);
+  void (*run)(const struct work *, int64_t item, void *scratch);
+};
+
+enum { DIRECT_FORWARD, DIRECT_WEIGHT_GRAD, FFT_SPECTRUM, FFT_FORWARD, FFT_WEIGHT_GRAD, KERNELS };
+
+// What an instruction set offers.
+struct isa {
+  const char *name;
+  int64_t lanes;
+  struct kernel kernels[KERNELS];
+};
+extern const struct isa isa_baseline;
+#ifdef __x86_64__
+extern const struct isa isa_avx2, isa_avx512;
+#endif
+
+// Factors of a transform, its twiddle factors stage by stage, and where each frequency ends up.
+enum { MAX_POINTS = 1 << 14, MAX_STAGES = 16 };
+struct plan {
+  int n, stages;
+  int radix[MAX_STAGES];
+  int twiddle_count;  // floats
+  float *twiddles;    // per stage but the last, of block length m and radix r: [m / r][r - 1][re, im]
+  int *place;       // place[k]: index of frequency k after the forward transform
+};
+// Made once and kept, 16 bytes a point or so; NULL if memory is short or n has a prime factor above 7. Not
+// thread safe: module.c calls it with Python's lock held.
+const struct plan *plan_of(int64_t n);
+// The passes chosen for a length, and what they cost: see point_cost in module.c.
+double plan_cost(int n, int *radix, int *stages);
+
+// The direct sum over the taps that lie in the map, for one plane and a rectangle of outputs: slow,
+// and right for every value. Where the fast kernels meet NaN or Inf.
+void plain_tile(const struct geometry *g, const float *x, int64_t x_step, const float *w, float bias,
+                float *y, int64_t y_step, int64_t row, int64_t row_end, int64_t column,
+                int64_t column_end);
+
+static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

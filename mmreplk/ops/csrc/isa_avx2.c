@@ -3,6 +3,7 @@
 #ifdef __x86_64__
 #define ISA avx2
 #define VF 8
+#define REGISTERS 16
 #include <math.h>
 #include <string.h>
 #ifdef __clang__

@@ -3,6 +3,7 @@
 #ifdef __x86_64__
 #define ISA avx512
 #define VF 16
+#define REGISTERS 32
 #include <math.h>
 #include <string.h>
 #ifdef __clang__

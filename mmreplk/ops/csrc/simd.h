@@ -29,20 +29,37 @@ INLINE void store(float *p, vf v) { *(vf_mem *)p = v; }
 INLINE vf splat(float s) { return s - (vf){0}; }
 INLINE vf zero(void) { return (vf){0}; }
 
-// The first n lanes (0 <= n <= VF) from or to memory; nothing beyond them is touched, the other
+// The first n lanes (1 <= n <= VF) from or to memory; nothing beyond them is touched, the other
 // lanes read as 0.
+#if defined(__x86_64__) && VF >= 8
+#include <immintrin.h>
+#if VF == 16
 INLINE vf load_part(const float *p, int64_t n) {
-  if (n >= VF) return load(p);
+  return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+INLINE void store_part(float *p, vf v, int64_t n) {
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+}
+#else
+INLINE __m256i first_lanes(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+INLINE vf load_part(const float *p, int64_t n) { return (vf)_mm256_maskload_ps(p, first_lanes(n)); }
+INLINE void store_part(float *p, vf v, int64_t n) {
+  if (n == VF)
+    store(p, v);
+  else
+    _mm256_maskstore_ps(p, first_lanes(n), (__m256)v);
+}
+#endif
+#else
+INLINE vf load_part(const float *p, int64_t n) {
   vf v = {0};
   memcpy(&v, p, (size_t)n * sizeof(float));
   return v;
 }
-INLINE void store_part(float *p, vf v, int64_t n) {
-  if (n >= VF)
-    store(p, v);
-  else
-    memcpy(p, &v, (size_t)n * sizeof(float));
-}
+INLINE void store_part(float *p, vf v, int64_t n) { memcpy(p, &v, (size_t)n * sizeof(float)); }
+#endif
 
 INLINE float sum_lanes(vf v) {
   // Pairwise, always in the same order.

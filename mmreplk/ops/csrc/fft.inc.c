@@ -1,0 +1,274 @@
+// The convolution as a product of spectra, fused: a tile of VF channels is transformed, multiplied
+// and transformed back while it is in the cache.
+//
+// A tile is a rectangle of outputs. Output o of a tile that begins at a stands at point o - a of the
+// circle, input i at i - a, and the tap that reads at distance s = u * dilation - before at point s.
+// native.py chooses the number of points such that no other pair of points meets.
+//
+// A pair of rows is transformed in a line of its own, in the first-level cache, and leaves its
+// frequencies in two rows of the plane: column k of the plane, points_h points that follow one another, is
+// frequency k of all rows. A column is transformed where it is.
+
+struct tile {
+  int64_t out, outs;  // outputs [out, out + outs)
+  int64_t in, ins;    // inputs that some tap reads from them
+};
+
+static struct tile tile_of(int64_t index, int64_t size, int64_t outs, int64_t length, int64_t before,
+                           int64_t kernel, int64_t dilation) {
+  struct tile t;
+  t.out = index * length;
+  t.outs = min64(length, outs - t.out);
+  t.in = min64(max64(0, t.out - before), size);
+  t.ins = max64(0, min64(size, t.out + t.outs - before + (kernel - 1) * dilation) - t.in);
+  return t;
+}
+static struct tile tile_rows(const struct geometry *g, int64_t index) {
+  return tile_of(index, g->height, g->out_h, g->tile_h, g->top, g->kernel_h, g->dil_h);
+}
+static struct tile tile_columns(const struct geometry *g, int64_t index) {
+  return tile_of(index, g->width, g->out_w, g->tile_w, g->left, g->kernel_w, g->dil_w);
+}
+static int64_t tile_count(const struct geometry *g) {
+  return ceil_div(g->out_h, g->tile_h) * ceil_div(g->out_w, g->tile_w);
+}
+
+// Taps [*lo, *hi) that meet the map anywhere.
+static void met_taps(int64_t size, int64_t outs, int64_t kernel, int64_t before, int64_t dilation,
+                     int64_t *lo, int64_t *hi) {
+  *lo = max64(0, (before - outs) / dilation + (before >= outs));
+  *hi = min64(kernel, ceil_div(size + before, dilation));
+  if (*lo > *hi) *lo = *hi;
+}
+
+static inline int64_t frequencies(const struct geometry *g) { return g->points_w / 2 + 1; }
+
+// Points from a column of the plane to the next. Rows are written across them: a pitch of 2 modulo 4
+// points spreads these over all sets of the cache.
+static inline int64_t pitch_of(const struct geometry *g) { return (g->points_h + 1) / 4 * 4 + 2; }
+
+// Scratch, in floats: one row, the plane, the table of inverse_rows().
+static inline int64_t row_room(const struct geometry *g) { return g->points_w * POINT; }
+static inline int64_t plane_room(const struct geometry *g) {
+  return frequencies(g) * pitch_of(g) * POINT;
+}
+static inline int64_t source_room(const struct geometry *g) {
+  return g->points_w * (int64_t)(sizeof(struct source) / sizeof(float));
+}
+
+// A tile of a map: the spectra of its rows, at the points of `down` in the plane. The rest of the plane
+// is left as it is.
+static void rows_forward(const struct plan *plan, const struct view *v, int64_t width, int64_t row,
+                         int64_t column, const struct arc *down, const struct arc *across, float *z,
+                         float *plane, int64_t pitch) {
+  for (int64_t t = 0; t < down->count; t += 2) {
+    int64_t from = (row + t) * width + column;
+    int64_t known = clear_rest(across, z);
+    read_line(v, from, 2 * width, across, z);
+    int two = t + 1 < down->count;
+    if (two)
+      read_line(v, from + width, 2 * width, across, z + VF);
+    else
+      for (int64_t j = 0; j < across->count; j++) store(z + on_circle(across, j) * POINT + VF, zero());
+    fft(plan, z, known);
+    unpack(plan, z, pitch, two, plane + on_circle(down, t) * POINT,
+           plane + on_circle(down, t + two) * POINT);
+  }
+}
+
+// -- spectrum of the weights: an item is VF channels; result [group][frequency][row point] --------
+
+static int64_t spectrum_items(const struct work *k) {
+  return ceil_div(k->g.channels * k->g.multiplier, VF);
+}
+static size_t spectrum_scratch(const struct work *k) {
+  const struct geometry *g = &k->g;
+  return sizeof(float) *
+         (size_t)(row_room(g) + g->kernel_h * g->kernel_w * VF + plane_room(g));
+}
+
+// Rows of taps [u, u + 2) on the circle.
+static void place_taps(const struct geometry *g, const vf *w, int64_t u, int64_t v0, int64_t v1,
+                       int two, float *z) {
+  clear(z, 0, g->points_w);
+  for (int64_t v = v0; v < v1; v++) {
+    // A tap at distance s reads from s points ahead: it stands s points before the origin.
+    int64_t at = (g->left - v * g->dil_w) % g->points_w;
+    float *p = z + (at < 0 ? at + g->points_w : at) * POINT;
+    store(p, w[u * g->kernel_w + v]);
+    if (two) store(p + VF, w[(u + 1) * g->kernel_w + v]);
+  }
+}
+
+static void spectrum_run(const struct work *k, int64_t group, void *scratch) {
+  const struct geometry *g = &k->g;
+  int64_t f = frequencies(g), n = g->points_h, pitch = pitch_of(g);
+  float *z = scratch, *plane = z + row_room(g);
+  vf *w = (vf *)(plane + plane_room(g));
+  gather_weights(k->w, group * VF, g->channels * g->multiplier, g->kernel_h * g->kernel_w, w);
+  int64_t u0, u1, v0, v1;
+  met_taps(g->height, g->out_h, g->kernel_h, g->top, g->dil_h, &u0, &u1);
+  met_taps(g->width, g->out_w, g->kernel_w, g->left, g->dil_w, &v0, &v1);
+  for (int64_t c = 0; c < f; c++) clear(plane + c * pitch * POINT, 0, n);
+  for (int64_t u = u0; u < u1; u += 2) {
+    int two = u + 1 < u1;
+    int64_t at = arc_of(g->top - u * g->dil_h, 1, n).at;
+    int64_t next = arc_of(g->top - (u + two) * g->dil_h, 1, n).at;
+    place_taps(g, w, u, v0, v1, two, z);
+    fft(k->plan_w, z, g->points_w);
+    unpack(k->plan_w, z, pitch, two, plane + at * POINT, plane + next * POINT);
+  }
+  // The unpacking of row pairs doubles twice, here and in the map's; neither inverse is scaled.
+  const vf scale = splat(0.25f / ((float)g->points_h * (float)g->points_w));
+  float *out = k->y + group * f * n * POINT;
+  for (int64_t c = 0; c < f; c++, out += n * POINT) {
+    float *column = plane + c * pitch * POINT;
+    fft(k->plan_h, column, n);
+    for (int64_t t = 0; t < n * POINT; t += VF) store(out + t, load(column + t) * scale);
+  }
+}
+
+// -- forward: an item is an image, VF channels and a tile ------------------------------------------
+
+static int64_t fft_items(const struct work *k) {
+  const struct geometry *g = &k->g;
+  return g->batch * ceil_div(g->channels * g->multiplier, VF) * tile_count(g);
+}
+static size_t fft_scratch(const struct work *k) {
+  return sizeof(float) * (size_t)(row_room(&k->g) + plane_room(&k->g) + source_room(&k->g));
+}
+static void fft_run(const struct work *k, int64_t item, void *scratch) {
+  const struct geometry *g = &k->g;
+  int64_t outputs = g->channels * g->multiplier;
+  int64_t wide = ceil_div(g->out_w, g->tile_w), tiles = tile_count(g);
+  int64_t image = item / tiles % g->batch, group = item / tiles / g->batch;
+  struct tile rows = tile_rows(g, item % tiles / wide);
+  struct tile columns = tile_columns(g, item % tiles % wide);
+  struct view in = view_of(g, k->x, image, group * VF, g->channels, g->multiplier, g->height * g->width);
+  struct view out = view_of(g, k->y, image, group * VF, outputs, 1, g->out_h * g->out_w);
+  struct arc down = arc_of(rows.in - rows.out, rows.ins, g->points_h);
+  struct arc across = arc_of(columns.in - columns.out, columns.ins, g->points_w);
+  int64_t f = frequencies(g), n = g->points_h, pitch = pitch_of(g);
+  float *z = scratch, *plane = z + row_room(g);
+
+  rows_forward(k->plan_w, &in, g->width, rows.in, columns.in, &down, &across, z, plane, pitch);
+  const float *spectrum = k->spectrum + group * f * n * POINT;
+  for (int64_t c = 0; c < f; c++) {
+    float *column = plane + c * pitch * POINT;
+    int64_t known = clear_rest(&down, column);
+    // The spectrum is the one thing here that comes from far away: it sets out while the column is
+    // being transformed.
+    for (int64_t t = 0; t < n * POINT; t += 16) __builtin_prefetch(spectrum + c * n * POINT + t, 0, 2);
+    multiply(k->plan_h, column, known, spectrum + c * n * POINT);
+  }
+
+  struct source *from = (struct source *)(plane + plane_room(g));
+  sources(k->plan_w, pitch, from);
+  vf bias = zero(), check = zero();
+  if (k->bias) bias = load_part(k->bias + group * VF, out.lanes);
+  for (int64_t t = 0; t < rows.outs; t += 2) {
+    int two = t + 1 < rows.outs;
+    // Without a second row the first one stands in for it, and what becomes of it is not looked at.
+    const float *a = plane + t * POINT;
+    inverse_rows(k->plan_w, from, a, a + two * POINT, z);
+    int64_t pixel = (rows.out + t) * g->out_w + columns.out;
+    write_line(&out, pixel, columns.outs, z, bias, &check);
+    if (two) write_line(&out, pixel + g->out_w, columns.outs, z + VF, bias, &check);
+  }
+
+  // A NaN or Inf in a tile's inputs or weights, or an overflow, spreads over its circle. A direct sum
+  // keeps it where it belongs.
+  for (int l = 0; l < out.lanes; l++)
+    if (check[l] != 0.0f) {
+      int64_t c = group * VF + l;
+      plain_tile(g, in.lane[l], in.step, k->w + c * g->kernel_h * g->kernel_w,
+                 k->bias ? k->bias[c] : 0.0f, (float *)out.lane[l], out.step, rows.out,
+                 rows.out + rows.outs, columns.out, columns.out + columns.outs);
+    }
+}
+
+// -- weight gradient: an item is VF channels; images and tiles are added up as spectra ---------------
+
+static int64_t fft_grad_items(const struct work *k) { return spectrum_items(k); }
+static size_t fft_grad_scratch(const struct work *k) {
+  const struct geometry *g = &k->g;
+  return sizeof(float) *
+         (size_t)(row_room(g) + g->kernel_h * g->kernel_w * VF + 3 * plane_room(g) + source_room(g));
+}
+
+// The direct sum of one channel, for sums that are not finite.
+static void plain_grad(const struct work *k, int64_t c) {
+  const struct geometry *g = &k->g;
+  int64_t outputs = g->channels * g->multiplier;
+  for (int64_t u = 0; u < g->kernel_h; u++)
+    for (int64_t v = 0; v < g->kernel_w; v++) {
+      int64_t down = u * g->dil_h - g->top, right = v * g->dil_w - g->left;
+      float sum = 0;
+      for (int64_t image = 0; image < g->batch; image++) {
+        struct view x = view_of(g, k->x, image, c, g->channels, g->multiplier, g->height * g->width);
+        struct view y = view_of(g, k->gy, image, c, outputs, 1, g->out_h * g->out_w);
+        for (int64_t i = max64(0, -down); i < min64(g->out_h, g->height - down); i++)
+          for (int64_t j = max64(0, -right); j < min64(g->out_w, g->width - right); j++)
+            sum += x.lane[0][((i + down) * g->width + j + right) * x.step] *
+                   y.lane[0][(i * g->out_w + j) * y.step];
+      }
+      k->y[(c * g->kernel_h + u) * g->kernel_w + v] = sum;
+    }
+}
+
+static void fft_grad_run(const struct work *k, int64_t group, void *scratch) {
+  const struct geometry *g = &k->g;
+  int64_t outputs = g->channels * g->multiplier, taps = g->kernel_h * g->kernel_w;
+  int64_t f = frequencies(g), n = g->points_h, pitch = pitch_of(g), wide = ceil_div(g->out_w, g->tile_w);
+  float *z = scratch, *plane = z + row_room(g), *grad = plane + plane_room(g);
+  float *sums = grad + plane_room(g);
+  vf *w = (vf *)(sums + plane_room(g));
+  struct source *from = (struct source *)(w + taps);
+  sources(k->plan_w, pitch, from);
+  clear(sums, 0, f * pitch);
+
+  for (int64_t image = 0; image < g->batch; image++) {
+    struct view in = view_of(g, k->x, image, group * VF, g->channels, g->multiplier,
+                             g->height * g->width);
+    struct view out = view_of(g, k->gy, image, group * VF, outputs, 1, g->out_h * g->out_w);
+    for (int64_t index = 0; index < tile_count(g); index++) {
+      struct tile rows = tile_rows(g, index / wide), columns = tile_columns(g, index % wide);
+      if (!rows.ins || !columns.ins) continue;
+      struct arc down = arc_of(rows.in - rows.out, rows.ins, n);
+      struct arc across = arc_of(columns.in - columns.out, columns.ins, g->points_w);
+      struct arc out_down = arc_of(0, rows.outs, n), out_across = arc_of(0, columns.outs, g->points_w);
+      rows_forward(k->plan_w, &in, g->width, rows.in, columns.in, &down, &across, z, plane, pitch);
+      rows_forward(k->plan_w, &out, g->out_w, rows.out, columns.out, &out_down, &out_across, z, grad,
+                   pitch);
+      for (int64_t c = 0; c < f; c++) {
+        float *a = plane + c * pitch * POINT, *b = grad + c * pitch * POINT, *s = sums + c * pitch * POINT;
+        fft(k->plan_h, a, clear_rest(&down, a));
+        add_product(k->plan_h, b, clear_rest(&out_down, b), a, s);
+      }
+    }
+  }
+
+  int64_t u0, u1, v0, v1;
+  met_taps(g->height, g->out_h, g->kernel_h, g->top, g->dil_h, &u0, &u1);
+  met_taps(g->width, g->out_w, g->kernel_w, g->left, g->dil_w, &v0, &v1);
+  for (int64_t c = 0; c < f; c++) inverse_fft(k->plan_h, sums + c * pitch * POINT);
+  const vf scale = splat(0.25f / ((float)g->points_h * (float)g->points_w));
+  vf check = zero();
+  for (int64_t t = 0; t < taps; t++) w[t] = zero();
+  for (int64_t u = u0; u < u1; u += 2) {
+    int two = u + 1 < u1;
+    inverse_rows(k->plan_w, from, sums + arc_of(u * g->dil_h - g->top, 1, n).at * POINT,
+                 sums + arc_of((u + two) * g->dil_h - g->top, 1, n).at * POINT, z);
+    for (int64_t v = v0; v < v1; v++) {
+      const float *p = z + arc_of(v * g->dil_w - g->left, 1, g->points_w).at * POINT;
+      w[u * g->kernel_w + v] = load(p) * scale;
+      if (two) w[(u + 1) * g->kernel_w + v] = load(p + VF) * scale;
+    }
+  }
+  for (int64_t t = 0; t < taps; t++) check += w[t] * 0.0f;
+  struct geometry flat = {0};  // the gradient is [channel][tap]
+  struct view dw = view_of(&flat, k->y, 0, group * VF, outputs, 1, taps);
+  scatter(&dw, 0, taps, w);
+  for (int l = 0; l < dw.lanes; l++)
+    if (check[l] != 0.0f) plain_grad(k, group * VF + l);
+}
