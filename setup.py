@@ -28,7 +28,7 @@ class BuildWithMim(build_py):
 
 
 def extensions():
-    """The compiled CPU kernels. They are written in the C of GCC and Clang, and need POSIX threads."""
+    """The compiled CPU kernels, in the C of GCC and Clang."""
     if sys.platform == 'win32':
         return []
     sources = ('module', 'threads', 'plan', 'plain', 'isa_baseline', 'isa_avx2', 'isa_avx512')
@@ -51,8 +51,9 @@ class BuildKernels(build_ext):
         try:
             super().build_extension(ext)
         except Exception as error:
-            print('mmreplk: the compiled CPU kernels were left out, which needs a C compiler and Python.h '
-                  f'({error}). Everything works, but large kernels on the CPU are slower.', file=sys.stderr)
+            print('mmreplk: the compiled CPU kernels were left out; they need a C compiler and '
+                  f'Python.h ({error}). Everything works, but large kernels on the CPU are slower.',
+                  file=sys.stderr)
             # What is left runs anywhere: a wheel of it is not for this platform alone.
             self.distribution.ext_modules = []
             wheel = self.distribution.get_command_obj('bdist_wheel', create=False)

@@ -25,9 +25,9 @@ except ImportError as error:
 _DIRECT_FORWARD, _DIRECT_WEIGHT_GRAD, _SPECTRUM, _FFT_FORWARD, _FFT_WEIGHT_GRAD = range(5)
 
 # Scratch of one thread, in bytes: what the direct kernels aim at, to stay in the cache, and what no
-# tile of the FFT may exceed.
+# plane of the FFT may exceed (a weight gradient has three of them).
 DIRECT_SCRATCH = 384 << 10
-FFT_SCRATCH = 12 << 20
+FFT_SCRATCH = 64 << 20
 
 
 @cache
@@ -122,7 +122,7 @@ def _call(problem: Problem, isa: int) -> _Call:
     sets = _native.isas()
     isa %= len(sets)
     lanes = sets[isa][1]
-    tiles = fft_tiles(problem, lanes) or Tiles((1, 1), (1, 1), 1, math.inf)
+    tiles = fft_tiles(problem, lanes) or Tiles((0, 0), (1, 1), 1, math.inf)  # a plan that fails
     fields = (problem.channels_last, problem.batch, problem.channels, problem.height,
               problem.width, problem.multiplier, *problem.kernel, problem.padding[0],
               problem.padding[2], *problem.dilation, *problem.out_size)
@@ -186,7 +186,7 @@ def fft_tiles(problem: Problem, lanes: int) -> Tiles | None:
 def fft_supports(problem: Problem) -> tuple[bool, str]:
     """Whether the FFT can serve, and why not."""
     if fft_tiles(problem, _native.isas()[-1][1]) is None:
-        return False, f'a transform for kernels that reach over {problem.reach} takes too much memory'
+        return False, f'an FFT tile for kernels of reach {problem.reach} takes too much memory'
     return True, 'a product of spectra'
 
 
@@ -270,6 +270,6 @@ def transform_length(n: int) -> int:
     return length if cost < math.inf else 0
 
 
-@lru_cache(maxsize=None)
+@cache
 def _point_cost(n: int) -> float:
     return _native.point_cost(n)
