@@ -1,6 +1,6 @@
 """The Triton kernels of the large depth-wise convolution. Grids and tiles: ``triton_launch.py``.
 
-The outputs of one channel are cut into patches of ``I`` rows and ``T`` columns. All patches of all
+The outputs of one channel are cut into patches of ``R`` rows and ``T`` columns. All patches of all
 images see their inputs through the same weights, so one channel is one matrix product::
 
     y[patch, (a, t)] = sum over (b, k) of  x[patch, (b, k)] * B[(b, k), (a, t)]
@@ -71,16 +71,17 @@ def forward_kernel(x_ptr, table_ptr, part_v, w_ptr, bias_ptr, y_ptr,
                    channels, channel0, images, height, width_v, out_height, out_width_v,
                    kh, kw, top, left, before_v, patches_i, patches_j, tiles,
                    rows, length_v, first_row, first_k_v,
-                   BM: tl.constexpr, I: tl.constexpr, T: tl.constexpr, BK: tl.constexpr,
+                   BM: tl.constexpr, R: tl.constexpr, T: tl.constexpr, BK: tl.constexpr,
                    KU: tl.constexpr, XV: tl.constexpr, YV: tl.constexpr, V: tl.constexpr,
                    SPLIT: tl.constexpr, ONE_COLUMN: tl.constexpr, WIDE: tl.constexpr,
                    HAS_BIAS: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr):
     """One tile of ``BM`` patches of one channel; patches are ordered (column, row, image).
 
-    Names ending in _v are given in units of XV (width, before), YV (out_width) or V (the others). `before` is `left` rounded up to XV. WIDE:
-    offsets between images exceed 32 bits.
+    Names ending in _v are given in units of XV (width, before), YV (out_width) or V (the others).
+    `before` is `left` rounded up to XV. ONE_COLUMN: the patches of a tile lie below each other.
+    WIDE: offsets between images exceed 32 bits.
     """
-    BN: tl.constexpr = I * T
+    BN: tl.constexpr = R * T
     width = width_v * XV
     out_width = out_width_v * YV
     before = before_v * XV
@@ -99,8 +100,8 @@ def forward_kernel(x_ptr, table_ptr, part_v, w_ptr, bias_ptr, y_ptr,
     j_high = last // patches_i
     i_low = tl.where(j_low == j_high, first % patches_i, 0)
     i_high = tl.where(j_low == j_high, last % patches_i, patches_i - 1)
-    b_low = tl.maximum(0, top - i_high * I)
-    b_high = tl.minimum(I + kh - 1, height + top - i_low * I)
+    b_low = tl.maximum(0, top - i_high * R)
+    b_high = tl.minimum(R + kh - 1, height + top - i_low * R)
     k_end = tl.minimum(T + kw - 1 + before - left, width + before - j_low * T)
     k_end = tl.maximum(k_end + KU - 1, KU) // KU
     k_low = tl.minimum(tl.maximum(0, before - j_high * T) // KU, k_end - 1)
@@ -110,7 +111,7 @@ def forward_kernel(x_ptr, table_ptr, part_v, w_ptr, bias_ptr, y_ptr,
     m = start + tl.arange(0, BM)
     image = m % images
     patch = m // images
-    i0 = tl.where(m < total, (patch % patches_i) * I - top, -(1 << 29))
+    i0 = tl.where(m < total, (patch % patches_i) * R - top, -(1 << 29))
     j0 = (patch // patches_i) * T - before
     if WIDE:
         x_off = image.to(tl.int64) * channels * plane + i0 * width + j0
@@ -169,7 +170,7 @@ def forward_kernel(x_ptr, table_ptr, part_v, w_ptr, bias_ptr, y_ptr,
     # The zeros of B turn an infinite x into NaN where no tap sees it, and so do the zeros around
     # the map with an infinite weight. Every such output is NaN here, so that looking at the
     # results is enough to know whether this tile must be summed up tap by tap.
-    bad = tl.max(tl.max((stored & ~_finite(acc)).to(tl.int32), 1), 0)
+    bad = tl.max((stored & ~_finite(acc)).to(tl.int32))
     if bad == 0:
         y_off = image.to(tl.int64) * channels * out_plane + oi * out_width + oj
         y_off = y_off[:, None] + ((n // T) * out_width + n % T)[None, :]
@@ -179,22 +180,22 @@ def forward_kernel(x_ptr, table_ptr, part_v, w_ptr, bias_ptr, y_ptr,
         for chunk in range(0, BM, CHUNK):
             _tap_by_tap(x_ptr, w_ptr, y_ptr, bias, start + chunk, total, images, channels,
                         patches_i, height, width, out_height, out_width, kh, kw, top, left,
-                        CHUNK, I, T)
+                        CHUNK, R, T)
 
 
 @triton.jit
 def _tap_by_tap(x_ptr, w_ptr, y_ptr, bias, start, total, images, channels, patches_i,
                 height, width, out_height, out_width, kh, kw, top, left,
-                BM: tl.constexpr, I: tl.constexpr, T: tl.constexpr):
+                BM: tl.constexpr, R: tl.constexpr, T: tl.constexpr):
     """BM patches, summed over the taps that fall inside the map and over nothing else."""
     m = start + tl.arange(0, BM)
     patch = m // images
-    n = tl.arange(0, I * T)
-    row = ((patch % patches_i) * I)[:, None] + (n // T)[None, :]
+    n = tl.arange(0, R * T)
+    row = ((patch % patches_i) * R)[:, None] + (n // T)[None, :]
     column = ((patch // patches_i) * T)[:, None] + (n % T)[None, :]
     stored = (m < total)[:, None] & (row < out_height) & (column < out_width)
     plane = (m % images).to(tl.int64) * channels
-    acc = tl.zeros((BM, I * T), dtype=tl.float32)
+    acc = tl.zeros((BM, R * T), dtype=tl.float32)
     for u in range(kh):
         for v in range(kw):
             r = row + (u - top)
@@ -209,11 +210,12 @@ def _tap_by_tap(x_ptr, w_ptr, y_ptr, bias, start, total, images, channels, patch
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def weight_grad_kernel(x_ptr, grad_ptr, sums_ptr, channels, channel0, images, height, width_v, out_height,
-                       out_width_v, kh, kw, top, left, start_v, blocks_i, blocks_j, tiles_a, splits,
+def weight_grad_kernel(x_ptr, grad_ptr, sums_ptr, channels, channel0, images, height, width_v,
+                       out_height, out_width_v, kh, kw, top, left, start_v, blocks_i, blocks_j,
+                       tiles_a, splits,
                        S: tl.constexpr, KD: tl.constexpr, A: tl.constexpr, T: tl.constexpr,
-                       VB: tl.constexpr, NB: tl.constexpr, RB: tl.constexpr, XV: tl.constexpr, GV: tl.constexpr,
-                       PRECISION: tl.constexpr, WIDE: tl.constexpr,
+                       VB: tl.constexpr, NB: tl.constexpr, RB: tl.constexpr, XV: tl.constexpr,
+                       GV: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
                        QUARTERS: tl.constexpr, UPCAST: tl.constexpr):
     """Partial sums of one channel's weight gradient over a share of its pixels.
 
@@ -221,11 +223,12 @@ def weight_grad_kernel(x_ptr, grad_ptr, sums_ptr, channels, channel0, images, he
     rows of one tile::
 
         G[(b, k), (a, t)] = sum over blocks of  x[block, (b, k)] * grad[block, (a, t)]
-        sums[v // KD, (b, v % KD), a] = sum over t of  G[(b, k), (a, t)]  with v = k - t + start + left
+        sums[v // KD, (b, v % KD), a] = sum over t of  G[(b, k), (a, t)]
+        where  v = k - t + start + left
 
-    Kernel row ``u`` is ``b - a + kh - 1``. A block is S rows by T columns of one image; a step takes
-    RB blocks below each other of NB images. start is the input column of k = 0 in the first column
-    of blocks. Names ending in _v are in units of XV (width, start) or GV (out_width).
+    Kernel row ``u`` is ``b - a + kh - 1``. A block is S rows by T columns of one image; a step
+    takes RB blocks below each other of NB images. start is the input column of k = 0 in the first
+    column of blocks. Names ending in _v are in units of XV (width, start) or GV (out_width).
     """
     BM: tl.constexpr = S * KD
     BN: tl.constexpr = A * T
@@ -322,8 +325,8 @@ def _store_diagonals(acc, out, width_a, shift, BM: tl.constexpr, KD: tl.constexp
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def weight_grad_sum_kernel(x_ptr, grad_ptr, sums_ptr, out_ptr, channels, channel0, images, height, width,
-                           out_height, out_width, kh, kw, top, left, width_a, splits,
+def weight_grad_sum_kernel(x_ptr, grad_ptr, sums_ptr, out_ptr, channels, channel0, images,
+                           height, width, out_height, out_width, kh, kw, top, left, width_a, splits,
                            S: tl.constexpr, KD: tl.constexpr, VB: tl.constexpr,
                            TAPS: tl.constexpr, COLUMNS: tl.constexpr):
     """The partial sums of `weight_grad_kernel`, added up in a fixed order."""
@@ -336,7 +339,7 @@ def weight_grad_sum_kernel(x_ptr, grad_ptr, sums_ptr, out_ptr, channels, channel
     stored = u < kh
     sums_ptr += local_channel.to(tl.int64) * splits * (VB * S * KD * width_a)
     total = tl.zeros((TAPS,), dtype=tl.float32)
-    for split in range(splits):
+    for _ in range(splits):
         for b in range(S):
             off = (v // KD * (S * KD) + b * KD + v % KD) * width_a + b - u + kh - 1
             total += tl.load(sums_ptr + off, mask=stored, other=0.0)

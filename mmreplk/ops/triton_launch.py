@@ -14,13 +14,27 @@ from torch import Tensor
 
 from . import triton_kernels as kernels
 from .problem import Problem
-from .triton_tiles import (Arch, GradTile, Tile, arch, cdiv, choose, forward_time, grad_plan,
-                           grad_time, grad_window, mode_of, vector, window)
+from .triton_tiles import (
+    Arch,
+    GradTile,
+    Tile,
+    arch,
+    cdiv,
+    choose,
+    forward_time,
+    grad_plan,
+    grad_time,
+    grad_window,
+    mode_of,
+    vector,
+    window,
+)
 
 LARGEST_KERNEL = 101
 WORKSPACE = 64 << 20  # bytes, or a tenth of input and output if that is more
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _BLOCK = 1024
+_REGISTERS = 255  # said aloud, or ptxas spills a few of them for more resident programs
 
 
 def supports(problem: Problem, task: str = 'forward',
@@ -53,7 +67,8 @@ def supports(problem: Problem, task: str = 'forward',
         capability = torch.cuda.get_device_capability()
     if capability is not None and tuple(capability) < (8, 0):
         return False, f'the Triton kernels need compute capability 8.0, not {capability}'
-    if task == 'weight_grad' and choose(problem, task, mode_of(problem.dtype, True), arch()) is None:
+    mode = mode_of(problem.dtype, True)
+    if task == 'weight_grad' and choose(problem, task, mode, arch()) is None:
         return False, 'no tile of the weight gradient fits'
     return True, ''
 
@@ -136,15 +151,15 @@ def plan_forward(problem: Problem, mode: str, tile: Tile) -> ForwardPlan:
         rows=table_rows, length=length, kh=kh, kw=kw), dict(V=v, SPLIT=split, BLOCK=_BLOCK))
     main = Launch(tiles, dict(
         part_v=part // v, channels=p.channels, images=p.batch, height=p.height,
-        width_v=p.width // x_vector, out_height=out_height, out_width_v=out_width // y_vector, kh=kh,
-        kw=kw, top=top, left=left, before_v=before // x_vector, patches_i=patches_i, patches_j=patches_j,
-        tiles=tiles, rows=table_rows, length_v=length // v, first_row=first_row,
-        first_k_v=k_low // v), dict(
-        BM=tile.patches, I=rows, T=columns, BK=tile.depth, KU=unit, XV=x_vector, YV=y_vector, V=v,
-        SPLIT=split, ONE_COLUMN=patches_j == 1 or p.batch * patches_i % tile.patches == 0, WIDE=_is_wide(p),
-        HAS_BIAS=p.has_bias, CHUNK=min(tile.patches, 16),
+        width_v=p.width // x_vector, out_height=out_height, out_width_v=out_width // y_vector,
+        kh=kh, kw=kw, top=top, left=left, before_v=before // x_vector, patches_i=patches_i,
+        patches_j=patches_j, tiles=tiles, rows=table_rows, length_v=length // v,
+        first_row=first_row, first_k_v=k_low // v), dict(
+        BM=tile.patches, R=rows, T=columns, BK=tile.depth, KU=unit, XV=x_vector, YV=y_vector, V=v,
+        SPLIT=split, WIDE=_is_wide(p), HAS_BIAS=p.has_bias, CHUNK=min(tile.patches, 16),
+        ONE_COLUMN=patches_j == 1 or p.batch * patches_i % tile.patches == 0,
         UPCAST=interpreted and p.dtype == torch.bfloat16,
-        num_warps=tile.warps, num_stages=tile.stages))
+        num_warps=tile.warps, num_stages=tile.stages, maxnreg=_REGISTERS))
     return ForwardPlan(channels, table, main, part, max(split, 1))
 
 
@@ -220,7 +235,7 @@ def plan_weight_grad(problem: Problem, mode: str, tile: GradTile, device: Arch) 
         NB=tile.images, RB=tile.blocks, XV=x_vector, GV=g_vector,
         PRECISION='tf32x3' if mode == 'exact' else 'tf32', WIDE=_is_wide(p),
         QUARTERS=m * n > 16384, UPCAST=_interpreted() and p.dtype == torch.bfloat16,
-        num_warps=tile.warps, num_stages=tile.stages))
+        num_warps=tile.warps, num_stages=tile.stages, maxnreg=_REGISTERS))
     taps = 16
     reduce = Launch(cdiv(kh * kw, taps), dict(
         shared, width=p.width, out_width=out_width, width_a=width_a), dict(

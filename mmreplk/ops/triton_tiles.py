@@ -71,7 +71,7 @@ class Tile(NamedTuple):
     """A tile of `forward_kernel`: patches of rows x columns outputs, depth inputs a step.
 
     Attributes:
-        patches, rows, columns (int): BM, I and T of the kernel.
+        patches, rows, columns (int): BM, R and T of the kernel.
         depth, unit (int): BK and KU of the kernel.
         vector (int): Bytes of x loaded at once, at most. 16 bypass the L1 cache, 8 do not.
         warps, stages (int): Of Triton.
@@ -138,9 +138,10 @@ def candidates(mode: str, capability: tuple[int, int]) -> tuple[Tile, ...]:
     big = capability[:1] in ((9, ), (10, )) or capability == (8, 0)
     stages = 3 if big else 2
     small = [(16, 8, 16), (16, 16, 16), (64, 2, 16), (64, 4, 8), (64, 4, 16), (64, 8, 8),
-             (64, 8, 16), (128, 4, 16), (64, 4, 32)]
+             (64, 8, 16), (64, 4, 32)]
     tiles = [Tile(*shape, depth, min(shape[2], 16), wide, 4, stages)
              for shape in small for wide in (8, 16)]
+    tiles += [Tile(128, 4, 16, depth, 16, wide, 8, stages) for wide in (8, 16)]
     if mode != 'exact':
         large = [(128, 8, 16), (128, 4, 32), (64, 16, 16)]
         tiles += [Tile(*shape, depth, 16, wide, 8, stages) for shape in large for wide in (8, 16)]
@@ -172,7 +173,8 @@ def window(problem: Problem, tile: Tile, before: int, start: int) -> Window:
     last = (min(start + tile.patches, total) - 1) // problem.batch
     j_low, j_high = first // patches_i, last // patches_i
     i_low, i_high = (first % patches_i, last % patches_i) if j_low == j_high else (0, patches_i - 1)
-    k_end = min(tile.columns + kw - 1 + before - left, problem.width + before - j_low * tile.columns)
+    k_end = min(tile.columns + kw - 1 + before - left,
+                problem.width + before - j_low * tile.columns)
     k_end = max(k_end + tile.unit - 1, tile.unit) // tile.unit
     k_low = min(max(0, before - j_high * tile.columns) // tile.unit, k_end - 1)
     return Window(max(0, top - i_high * tile.rows),
@@ -226,7 +228,10 @@ def _time(problem, device, programs, steps, per_step, shared_bytes, warps, accum
     step = max(busiest, alone / min(resident, max(programs / device.sms, 1)))
     finish = 1500 + out_bytes / 32
     rounds = programs / device.sms
-    rounds = max(rounds, 1) if rounds < resident else cdiv(programs, device.sms * resident) * resident
+    if rounds < resident:
+        rounds = max(rounds, 1)
+    else:
+        rounds = cdiv(programs, device.sms * resident) * resident
     cycles = rounds * (steps * step + finish / resident)
     if shared_bytes > device.shared:
         cycles *= 1e6
@@ -247,11 +252,13 @@ def grad_window(problem: Problem, columns: int, elements: int) -> tuple[int, int
 
 
 @lru_cache(maxsize=256)
-def grad_candidates(problem: Problem, mode: str, capability: tuple[int, int]) -> tuple[GradTile, ...]:
+def grad_candidates(problem: Problem, mode: str,
+                    capability: tuple[int, int]) -> tuple[GradTile, ...]:
     """Tiles of `weight_grad_kernel` that can serve the problem."""
     depth = 64 if mode == 'half' else 32
     big = capability[:1] in ((9, ), (10, )) or capability == (8, 0)
     images = min(power_of_two(problem.batch), depth)
+    most = 8192 if mode == 'exact' else 32768 if big else 16384
     tiles = []
     for columns in (8, 16, 32, 64):
         if columns >= 2 * power_of_two(problem.out_size[1]) and columns > 8:
@@ -264,9 +271,9 @@ def grad_candidates(problem: Problem, mode: str, capability: tuple[int, int]) ->
                     continue
                 for n in (64, 128, 256):
                     out_rows = n // columns
-                    if out_rows < 2 or (columns == 64 and n == 256) or n * m > (16384 if not big or mode == 'exact' else 32768):
+                    if out_rows < 2 or (columns == 64 and n * m > 8192) or n * m > most:
                         continue
-                    warps = 4 if m * n <= 4096 or m == 64 and n == 128 else 8
+                    warps = 4 if m * n <= 4096 or (m, n) == (64, 128) else 8
                     tiles.append(GradTile(m // needed, needed, out_rows, columns, images,
                                           depth // images, wide, warps, 3 if big else 2))
     return tuple(tiles)

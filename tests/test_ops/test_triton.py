@@ -14,7 +14,12 @@ import torch.nn.functional as F
 
 pytest.importorskip('triton')
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-here = pytest.mark.skipif(not INTERPRETED, reason='runs in the process of test_in_the_interpreter')
+
+
+def here(test):
+    """Only collected in the process of test_in_the_interpreter."""
+    return test if INTERPRETED else None
+
 
 if INTERPRETED:
     from mmreplk.ops import triton_launch as launch
@@ -27,10 +32,11 @@ TF32 = (1e-3, 1e-3)
 
 
 @pytest.mark.skipif(INTERPRETED, reason='is that process')
-@pytest.mark.parametrize('part', ['forward', 'weight_grad'])
+@pytest.mark.parametrize('part', ['forward', 'weight_grad and not forward'])
 def test_in_the_interpreter(part):
     code = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', __file__, '-k', part],
+        [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', __file__, '-k',
+         part],
         env=dict(os.environ, TRITON_INTERPRET='1'), capture_output=True, text=True, check=False)
     assert code.returncode == 0, code.stdout[-6000:] + code.stderr[-2000:]
     assert 'passed' in code.stdout
@@ -146,14 +152,14 @@ def test_forward(compare, dtype, tf32, shape, kernel, padding):
 
 @here
 @pytest.mark.parametrize(PARAMETERS, SHAPES)
-@pytest.mark.parametrize(('dtype', 'tf32'), [(HALF, True), (BRAIN, True), (FULL, False)])
+@pytest.mark.parametrize(('dtype', 'tf32'), [(HALF, True), (FULL, False)])
 def test_weight_grad(compare, dtype, tf32, shape, kernel, padding):
     check_weight_grad(compare, make(dtype, shape, kernel, padding), tf32)
 
 
 @here
 @pytest.mark.parametrize(('dtype', 'shape', 'kernel', 'padding'), [
-    (HALF, (3, 1, 22, 40), (9, 7), (4, 4, 3, 3)), (FULL, (2, 1, 19, 21), (6, 13), (0, 6, 12, 2))])
+    (BRAIN, (3, 1, 22, 40), (9, 7), (4, 4, 3, 3)), (FULL, (2, 1, 19, 21), (6, 13), (0, 6, 12, 2))])
 def test_forward_every_tile(compare, dtype, shape, kernel, padding):
     p = make(dtype, shape, kernel, padding)
     for tile in tiles.candidates(tiles.mode_of(dtype, True), (9, 0)):
@@ -162,7 +168,7 @@ def test_forward_every_tile(compare, dtype, shape, kernel, padding):
 
 @here
 @pytest.mark.parametrize(('dtype', 'shape', 'kernel', 'padding'), [
-    (HALF, (3, 1, 22, 40), (9, 7), (4, 4, 3, 3)), (FULL, (2, 1, 19, 21), (6, 13), (0, 6, 12, 2))])
+    (BRAIN, (3, 1, 22, 40), (9, 7), (4, 4, 3, 3)), (FULL, (2, 1, 19, 21), (6, 13), (0, 6, 12, 2))])
 def test_weight_grad_every_tile(compare, dtype, shape, kernel, padding):
     p = make(dtype, shape, kernel, padding)
     for tile in tiles.grad_candidates(p, tiles.mode_of(dtype, True), (9, 0)):

@@ -42,8 +42,8 @@ def problem(dtype, batch=64, channels=384, size=64, kernel=31):
 
 def compiled(kernel, plan, dtypes, capability):
     """What Triton would launch: tensors aligned to 16 bytes, sizes not specialised on."""
-    constants = {k: v for k, v in plan.constants.items() if not k.startswith('num_')}
-    options = {k: v for k, v in plan.constants.items() if k.startswith('num_')}
+    constants = {k: v for k, v in plan.constants.items() if k in kernel.arg_names}
+    options = {k: v for k, v in plan.constants.items() if k not in constants}
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in constants:
