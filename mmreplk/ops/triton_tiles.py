@@ -141,6 +141,11 @@ def candidates(mode: str, capability: tuple[int, int]) -> tuple[Tile, ...]:
              (64, 8, 16), (64, 4, 32)]
     tiles = [Tile(*shape, depth, min(shape[2], 16), wide, 4, stages)
              for shape in small for wide in (8, 16)]
+    if mode == 'exact' and capability[0] not in (9, 10):
+        # Operands split in two fill the registers where the products read them from there.
+        tiles = [tile._replace(warps=8) for tile in tiles]
+    elif capability == (8, 0):
+        tiles = [t._replace(warps=8) if t.rows * t.columns >= 128 else t for t in tiles]
     tiles += [Tile(128, 4, 16, depth, 16, wide, 8, stages) for wide in (8, 16)]
     if mode != 'exact':
         large = [(128, 8, 16), (128, 4, 32), (64, 16, 16)]
@@ -149,7 +154,7 @@ def candidates(mode: str, capability: tuple[int, int]) -> tuple[Tile, ...]:
             # With narrow loads, addresses take so many registers that the step has to be shorter.
             large = [(256, 8, 16), (128, 16, 16), (256, 4, 16), (128, 8, 32)]
             tiles += [Tile(*shape, depth, 16, 16, 8, stages) for shape in large]
-            if mode == 'half':
+            if mode == 'half' and capability != (8, 0):
                 tiles += [Tile(*shape, depth // 2, 16, 8, 8, stages + 1) for shape in large]
     return tuple(tiles)
 
@@ -274,6 +279,8 @@ def grad_candidates(problem: Problem, mode: str,
                     if out_rows < 2 or (columns == 64 and n * m > 8192) or n * m > most:
                         continue
                     warps = 4 if m * n <= 4096 or (m, n) == (64, 128) else 8
+                    if mode == 'exact' and capability[0] not in (9, 10):
+                        warps = 8
                     tiles.append(GradTile(m // needed, needed, out_rows, columns, images,
                                           depth // images, wide, warps, 3 if big else 2))
     return tuple(tiles)
