@@ -61,7 +61,7 @@ def direct_forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Prob
                    isa: int = -1) -> Tensor:
     """The convolution as a direct sum, ``(N, C * M, H', W')``."""
     call = _call(problem, isa)
-    out = _empty_map(problem)
+    out = torch.empty(call.out_shape, memory_format=call.out_format)
     _native.run(_DIRECT_FORWARD, call.isa, torch.get_num_threads(), call.direct, x.data_ptr(),
                 weight.data_ptr(), 0, 0 if bias is None else bias.data_ptr(), 0, out.data_ptr())
     return out
@@ -89,7 +89,7 @@ def fft_forward(x: Tensor, spectrum: Tensor, weight: Tensor, bias: Tensor | None
                 isa: int = -1) -> Tensor:
     """The convolution as a product of spectra; the weights serve where x holds NaN or Inf."""
     call = _call(problem, isa)
-    out = _empty_map(problem)
+    out = torch.empty(call.out_shape, memory_format=call.out_format)
     _native.run(_FFT_FORWARD, call.isa, torch.get_num_threads(), call.fft, x.data_ptr(),
                 weight.data_ptr(), spectrum.data_ptr(), 0 if bias is None else bias.data_ptr(), 0,
                 out.data_ptr())
@@ -105,16 +105,14 @@ def fft_weight_grad(x: Tensor, grad: Tensor, problem: Problem, isa: int = -1) ->
     return out
 
 
-def _empty_map(problem: Problem) -> Tensor:
-    return torch.empty(problem.out_shape, memory_format=problem.memory_format)
-
-
 class _Call(NamedTuple):
     isa: int
     direct: bytes
     direct_grad: bytes
     fft: bytes
     spectrum_size: int
+    out_shape: tuple[int, ...]
+    out_format: torch.memory_format
 
 
 @lru_cache(maxsize=4096)
@@ -133,7 +131,8 @@ def _call(problem: Problem, isa: int) -> _Call:
     groups = -(-problem.out_channels // lanes)
     frequencies = tiles.points[1] // 2 + 1
     return _Call(isa, pack(_forward_band(problem, lanes)), pack(_grad_band(problem, lanes)),
-                 pack(1), groups * frequencies * tiles.points[0] * 2 * lanes)
+                 pack(1), groups * frequencies * tiles.points[0] * 2 * lanes, problem.out_shape,
+                 problem.memory_format)
 
 
 # -- how work is cut ------------------------------------------------------------------------------
