@@ -148,13 +148,13 @@ def forward_kernel(x_ptr, table_ptr, part_v, w_ptr, bias_ptr, y_ptr,
         elif SPLIT == 1:
             acc = tl.dot(x, band, acc, input_precision='tf32')
         else:
-            # x * w up to 2^-22: TF32 parts of both, the product of the rests left out.
+            # x * w up to 2^-22: TF32 parts of both, the product of the rests left out. Tensor cores
+            # cut sums off instead of rounding them, so each step's sum is added outside of them.
             rest = tl.load(band_ptr + part_v * V)
             high = _tf32(x)
-            low = x - high
-            acc = tl.dot(low, band, acc, input_precision='tf32')
-            acc = tl.dot(high, rest, acc, input_precision='tf32')
-            acc = tl.dot(high, band, acc, input_precision='tf32')
+            part = tl.dot(x - high, band, input_precision='tf32')
+            part = tl.dot(high, rest, part, input_precision='tf32')
+            acc += tl.dot(high, band, part, input_precision='tf32')
 
     bias = 0.0
     if HAS_BIAS:

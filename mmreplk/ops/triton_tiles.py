@@ -276,7 +276,8 @@ def grad_candidates(problem: Problem, mode: str,
                     continue
                 for n in (64, 128, 256):
                     out_rows = n // columns
-                    if out_rows < 2 or (columns == 64 and n * m > 8192) or n * m > most:
+                    if out_rows < 2 or n * m > most or (
+                            columns in (8, 64) and n * m > (16384 if columns == 8 else 8192)):
                         continue
                     warps = 4 if m * n <= 4096 or (m, n) == (64, 128) else 8
                     if mode == 'exact' and capability[0] not in (9, 10):

@@ -106,8 +106,13 @@ static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count)
     job.work.plan_w = plan_of(job.work.g.points_w);
     if (!job.work.plan_h || !job.work.plan_w) return PyErr_NoMemory();
   }
+  const struct geometry *g = &job.work.g;
+  int map = v[0] == DIRECT_FORWARD || v[0] == FFT_FORWARD;
   int failed;
   Py_BEGIN_ALLOW_THREADS
+  if (map)
+    dw_expect_writes(job.work.y, sizeof(float) * (size_t)(g->batch * g->channels * g->multiplier *
+                                                          g->out_h * g->out_w));
   failed = dw_parallel(run_items, &job, job.kernel->items(&job.work),
                        job.kernel->scratch(&job.work), v[2]);
   Py_END_ALLOW_THREADS

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 // --- Memory --------------------------------------------------------------------------------------
 // A fresh block of megabytes costs a page fault every 4 KB, more time than a small convolution. So
@@ -35,6 +36,16 @@ static void give_back(struct block *block, int64_t threads) {
       if (atomic_compare_exchange_strong(&pool[i], &expected, block)) return;
     }
   free(block);
+}
+
+void dw_expect_writes(void *begin, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  const uintptr_t huge = 2 << 20;
+  uintptr_t from = ((uintptr_t)begin + huge - 1) / huge * huge, to = ((uintptr_t)begin + bytes) / huge * huge;
+  if (bytes >= 4 * huge && from < to) madvise((void *)from, to - from, MADV_HUGEPAGE);
+#else
+  (void)begin, (void)bytes;
+#endif
 }
 
 // --- Threads -------------------------------------------------------------------------------------

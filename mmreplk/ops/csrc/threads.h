@@ -13,3 +13,7 @@ typedef void dw_work(const void *data, int64_t begin, int64_t end, void *scratch
 // Calls work on [0, items) in at most `threads` threads. `scratch` is the bytes that each needs.
 // Returns 0, or -1 if there was not enough memory: then nothing was called.
 int dw_parallel(dw_work *work, const void *data, int64_t items, size_t scratch, int64_t threads);
+
+// Asks for huge pages behind a large array that is about to be written. Where PyTorch has just got it from the
+// system, the page faults of ordinary pages would take longer than the convolution.
+void dw_expect_writes(void *begin, size_t bytes);
