@@ -143,8 +143,12 @@ class KeptSpectra:
 
 
 def _same_bits(kept: Tensor, weight: Tensor) -> bool:
-    # NaN never equals itself: such weights are transformed anew, which is right if slow.
-    return kept.dtype == weight.dtype and torch.equal(kept, weight)
+    if kept.dtype != weight.dtype or kept.shape != weight.shape:
+        return False
+    if native.available()[0] and weight.is_contiguous():
+        return native.same_bits(kept, weight)
+    # NaN never equals itself here: such weights are transformed anew, which is right if slow.
+    return torch.equal(kept, weight)
 
 
 _kept = KeptSpectra()

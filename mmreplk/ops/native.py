@@ -22,11 +22,12 @@ try:
 except ImportError as error:
     _native, _why_not = None, f'the compiled kernels are not installed ({error})'
 
-_DIRECT_FORWARD, _DIRECT_WEIGHT_GRAD, _SPECTRUM, _FFT_FORWARD, _FFT_WEIGHT_GRAD = range(5)
+# The enum in csrc/dwconv.h. The two kinds of direct sum differ in what lies in a vector: channels,
+# or pixels of a row.
+(_LANES_FORWARD, _LANES_WEIGHT_GRAD, _ROWS_FORWARD, _ROWS_WEIGHT_GRAD, _SPECTRUM, _FFT_FORWARD,
+ _FFT_WEIGHT_GRAD) = range(7)
 
-# Scratch of one thread, in bytes: what the direct kernels aim at, to stay in the cache, and what no
-# plane of the FFT may exceed (a weight gradient has three of them).
-DIRECT_SCRATCH = 384 << 10
+# Bytes that no plane of the FFT may take in the scratch of a thread (a weight gradient has three).
 FFT_SCRATCH = 64 << 20
 
 
@@ -57,22 +58,27 @@ def isas() -> list[str]:
     return [name for name, _ in _native.isas()]
 
 
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two contiguous tensors of one dtype and shape hold the same bits."""
+    return _native.same(torch.get_num_threads(), a.data_ptr(), b.data_ptr(), a.nbytes)
+
+
 def direct_forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
                    isa: int = -1) -> Tensor:
     """The convolution as a direct sum, ``(N, C * M, H', W')``."""
     call = _call(problem, isa)
     out = torch.empty(call.out_shape, memory_format=call.out_format)
-    _native.run(_DIRECT_FORWARD, call.isa, torch.get_num_threads(), call.direct, x.data_ptr(),
+    _native.run(call.forward, call.isa, torch.get_num_threads(), call.geometry, x.data_ptr(),
                 weight.data_ptr(), 0, 0 if bias is None else bias.data_ptr(), 0, out.data_ptr())
     return out
 
 
 def direct_weight_grad(x: Tensor, grad: Tensor, problem: Problem, isa: int = -1) -> Tensor:
-    """The gradient of the weights as a direct sum, ``(C * M, 1, Kh, Kw)``. Dilation 1."""
+    """The gradient of the weights as a direct sum, ``(C * M, 1, Kh, Kw)``."""
     call = _call(problem, isa)
     out = torch.empty(problem.out_channels, 1, *problem.kernel)
-    _native.run(_DIRECT_WEIGHT_GRAD, call.isa, torch.get_num_threads(), call.direct_grad,
-                x.data_ptr(), 0, 0, 0, grad.data_ptr(), out.data_ptr())
+    _native.run(call.weight_grad, call.isa, torch.get_num_threads(), call.geometry, x.data_ptr(),
+                0, 0, 0, grad.data_ptr(), out.data_ptr())
     return out
 
 
@@ -80,7 +86,7 @@ def fft_spectrum(weight: Tensor, problem: Problem, isa: int = -1) -> Tensor:
     """The spectrum of the weights for `fft_forward`, an opaque buffer."""
     call = _call(problem, isa)
     out = torch.empty(call.spectrum_size)
-    _native.run(_SPECTRUM, call.isa, torch.get_num_threads(), call.fft, 0, weight.data_ptr(), 0, 0,
+    _native.run(_SPECTRUM, call.isa, torch.get_num_threads(), call.geometry, 0, weight.data_ptr(), 0, 0,
                 0, out.data_ptr())
     return out
 
@@ -90,7 +96,7 @@ def fft_forward(x: Tensor, spectrum: Tensor, weight: Tensor, bias: Tensor | None
     """The convolution as a product of spectra; the weights serve where x holds NaN or Inf."""
     call = _call(problem, isa)
     out = torch.empty(call.out_shape, memory_format=call.out_format)
-    _native.run(_FFT_FORWARD, call.isa, torch.get_num_threads(), call.fft, x.data_ptr(),
+    _native.run(_FFT_FORWARD, call.isa, torch.get_num_threads(), call.geometry, x.data_ptr(),
                 weight.data_ptr(), spectrum.data_ptr(), 0 if bias is None else bias.data_ptr(), 0,
                 out.data_ptr())
     return out
@@ -100,16 +106,16 @@ def fft_weight_grad(x: Tensor, grad: Tensor, problem: Problem, isa: int = -1) ->
     """The gradient of the weights as a product of spectra, ``(C * M, 1, Kh, Kw)``."""
     call = _call(problem, isa)
     out = torch.empty(problem.out_channels, 1, *problem.kernel)
-    _native.run(_FFT_WEIGHT_GRAD, call.isa, torch.get_num_threads(), call.fft, x.data_ptr(), 0, 0,
+    _native.run(_FFT_WEIGHT_GRAD, call.isa, torch.get_num_threads(), call.geometry, x.data_ptr(), 0, 0,
                 0, grad.data_ptr(), out.data_ptr())
     return out
 
 
 class _Call(NamedTuple):
     isa: int
-    direct: bytes
-    direct_grad: bytes
-    fft: bytes
+    geometry: bytes
+    forward: int  # kernels of the direct sum
+    weight_grad: int
     spectrum_size: int
     out_shape: tuple[int, ...]
     out_format: torch.memory_format
@@ -121,38 +127,31 @@ def _call(problem: Problem, isa: int) -> _Call:
     isa %= len(sets)
     lanes = sets[isa][1]
     tiles = fft_tiles(problem, lanes) or Tiles((0, 0), (1, 1), 1, math.inf)  # a plan that fails
-    fields = (problem.channels_last, problem.batch, problem.channels, problem.height,
-              problem.width, problem.multiplier, *problem.kernel, problem.padding[0],
-              problem.padding[2], *problem.dilation, *problem.out_size)
-
-    def pack(band):
-        return struct.pack('19q', *fields, band, *tiles.points, *tiles.outputs)
-
+    geometry = struct.pack(
+        '18q', problem.channels_last, problem.batch, problem.channels, problem.height,
+        problem.width, problem.multiplier, *problem.kernel, problem.padding[0], problem.padding[2],
+        *problem.dilation, *problem.out_size, *tiles.points, *tiles.outputs)
     groups = -(-problem.out_channels // lanes)
     frequencies = tiles.points[1] // 2 + 1
-    return _Call(isa, pack(_forward_band(problem, lanes)), pack(_grad_band(problem, lanes)),
-                 pack(1), groups * frequencies * tiles.points[0] * 2 * lanes, problem.out_shape,
+    rows = direct_cost(problem, 'forward', lanes).rows
+    grad_rows = direct_cost(problem, 'weight_grad', lanes).rows
+    return _Call(isa, geometry, _ROWS_FORWARD if rows else _LANES_FORWARD,
+                 _ROWS_WEIGHT_GRAD if grad_rows else _LANES_WEIGHT_GRAD,
+                 groups * frequencies * tiles.points[0] * 2 * lanes, problem.out_shape,
                  problem.memory_format)
 
 
 # -- how work is cut ------------------------------------------------------------------------------
 
-def _forward_band(problem: Problem, lanes: int) -> int:
-    """Output rows an item of the direct kernel computes: what fits, in at least eight items."""
-    out_h, out_w = problem.out_size
-    pitch = problem.reach[1] + out_w - 1
-    fits = (DIRECT_SCRATCH // (4 * lanes) - (problem.reach[0] - 1) * pitch) // (pitch + out_w)
-    groups = problem.batch * -(-problem.out_channels // lanes)
-    shared = -(-out_h // -(-8 // groups))
-    return max(1, min(out_h, max(fits, 8), max(shared, 8)))
+class Direct(NamedTuple):
+    rows: bool  # lanes along a row
+    cost: float  # nanoseconds of one thread, see fft_cost
 
 
-def _grad_band(problem: Problem, lanes: int) -> int:
-    """Rows of the output's gradient at a time: no more than 16, for short sums in float32."""
-    out_h, out_w = problem.out_size
-    pitch = problem.reach[1] + out_w - 1
-    fits = (DIRECT_SCRATCH // (4 * lanes) - (problem.reach[0] - 1) * pitch) // (pitch + out_w)
-    return max(1, min(out_h, 16, max(fits, 4)))
+@lru_cache(maxsize=4096)
+def direct_cost(problem: Problem, task: str, lanes: int) -> Direct:
+    """Which of the two kinds of direct sum is the quicker, and what it takes."""
+    return Direct(problem.out_channels < lanes, 1.0)
 
 
 class Tiles(NamedTuple):

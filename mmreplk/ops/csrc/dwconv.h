@@ -14,8 +14,6 @@
 struct geometry {
   int64_t channels_last, batch, channels, height, width, multiplier;
   int64_t kernel_h, kernel_w, top, left, dil_h, dil_w, out_h, out_w;
-  // Direct kernels: output rows (forward) or gradient rows (weight gradient) of one item of work.
-  int64_t band;
   // FFT kernels: points of the transform, down and right, and outputs of one tile.
   int64_t points_h, points_w, tile_h, tile_w;
 };
@@ -41,7 +39,12 @@ struct kernel {
   void (*run)(const struct work *, int64_t item, void *scratch);
 };
 
-enum { DIRECT_FORWARD, DIRECT_WEIGHT_GRAD, FFT_SPECTRUM, FFT_FORWARD, FFT_WEIGHT_GRAD, KERNELS };
+enum {
+  LANES_FORWARD, LANES_WEIGHT_GRAD,  // the direct sum with channels in the lanes
+  ROWS_FORWARD, ROWS_WEIGHT_GRAD,    // the direct sum with the pixels of a row in the lanes
+  FFT_SPECTRUM, FFT_FORWARD, FFT_WEIGHT_GRAD,
+  KERNELS
+};
 
 // What an instruction set offers.
 struct isa {
@@ -74,7 +77,19 @@ double plan_cost(int n, int *radix, int *stages);
 void plain_tile(const struct geometry *g, const float *x, int64_t x_step, const float *w, float bias,
                 float *y, int64_t y_step, int64_t row, int64_t row_end, int64_t column,
                 int64_t column_end);
+// The same for the gradient of output channel c's weights, tap rows [from, to).
+void plain_grad(const struct work *k, int64_t c, int64_t from, int64_t to);
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Outputs o in [begin, end) of one axis at tap t read input o + t * dilation - before. Taps [lo, hi)
+// of [0, taps) are those for which some output reads one of [0, size).
+static inline void met_taps(int64_t begin, int64_t end, int64_t before, int64_t dilation, int64_t size,
+                     int64_t taps, int64_t *lo, int64_t *hi) {
+  int64_t low = before - (end - 1), high = size - 1 + before - begin;
+  *lo = low > 0 ? ceil_div(low, dilation) : 0;
+  *hi = high < 0 ? 0 : min64(taps, high / dilation + 1);
+  if (*lo > *hi) *lo = *hi;
+}

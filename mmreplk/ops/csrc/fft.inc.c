@@ -33,14 +33,6 @@ static int64_t tile_count(const struct geometry *g) {
   return ceil_div(g->out_h, g->tile_h) * ceil_div(g->out_w, g->tile_w);
 }
 
-// Taps [*lo, *hi) that meet the map anywhere.
-static void met_taps(int64_t size, int64_t outs, int64_t kernel, int64_t before, int64_t dilation,
-                     int64_t *lo, int64_t *hi) {
-  *lo = max64(0, (before - outs) / dilation + (before >= outs));
-  *hi = min64(kernel, ceil_div(size + before, dilation));
-  if (*lo > *hi) *lo = *hi;
-}
-
 static inline int64_t frequencies(const struct geometry *g) { return g->points_w / 2 + 1; }
 
 // Points from a column of the plane to the next. Rows are written across them: a pitch of 2 modulo 4
@@ -90,7 +82,7 @@ static size_t spectrum_scratch(const struct work *k) {
 // Rows of taps [u, u + 2) on the circle.
 static void place_taps(const struct geometry *g, const vf *w, int64_t u, int64_t v0, int64_t v1,
                        int two, float *z) {
-  clear(z, 0, g->points_w);
+  clear_points(z, 0, g->points_w);
   for (int64_t v = v0; v < v1; v++) {
     // A tap at distance s reads from s points ahead: it stands s points before the origin.
     int64_t at = (g->left - v * g->dil_w) % g->points_w;
@@ -105,11 +97,13 @@ static void spectrum_run(const struct work *k, int64_t group, void *scratch) {
   int64_t f = frequencies(g), n = g->points_h, pitch = pitch_of(g);
   float *z = scratch, *plane = z + row_room(g);
   vf *w = (vf *)(plane + plane_room(g));
-  gather_weights(k->w, group * VF, g->channels * g->multiplier, g->kernel_h * g->kernel_w, w);
+  int64_t taps = g->kernel_h * g->kernel_w;
+  struct view weights = weights_view(k->w, group * VF, g->channels * g->multiplier, taps);
+  pixels_in(&weights, 0, 1, 0, taps, (float *)w, 0, VF);
   int64_t u0, u1, v0, v1;
-  met_taps(g->height, g->out_h, g->kernel_h, g->top, g->dil_h, &u0, &u1);
-  met_taps(g->width, g->out_w, g->kernel_w, g->left, g->dil_w, &v0, &v1);
-  for (int64_t c = 0; c < f; c++) clear(plane + c * pitch * POINT, 0, n);
+  met_taps(0, g->out_h, g->top, g->dil_h, g->height, g->kernel_h, &u0, &u1);
+  met_taps(0, g->out_w, g->left, g->dil_w, g->width, g->kernel_w, &v0, &v1);
+  for (int64_t c = 0; c < f; c++) clear_points(plane + c * pitch * POINT, 0, n);
   for (int64_t u = u0; u < u1; u += 2) {
     int two = u + 1 < u1;
     int64_t at = arc_of(g->top - u * g->dil_h, 1, n).at;
@@ -196,26 +190,6 @@ static size_t fft_grad_scratch(const struct work *k) {
          (size_t)(row_room(g) + g->kernel_h * g->kernel_w * VF + 3 * plane_room(g) + source_room(g));
 }
 
-// The direct sum of one channel, for sums that are not finite.
-static void plain_grad(const struct work *k, int64_t c) {
-  const struct geometry *g = &k->g;
-  int64_t outputs = g->channels * g->multiplier;
-  for (int64_t u = 0; u < g->kernel_h; u++)
-    for (int64_t v = 0; v < g->kernel_w; v++) {
-      int64_t down = u * g->dil_h - g->top, right = v * g->dil_w - g->left;
-      float sum = 0;
-      for (int64_t image = 0; image < g->batch; image++) {
-        struct view x = view_of(g, k->x, image, c, g->channels, g->multiplier, g->height * g->width);
-        struct view y = view_of(g, k->gy, image, c, outputs, 1, g->out_h * g->out_w);
-        for (int64_t i = max64(0, -down); i < min64(g->out_h, g->height - down); i++)
-          for (int64_t j = max64(0, -right); j < min64(g->out_w, g->width - right); j++)
-            sum += x.lane[0][((i + down) * g->width + j + right) * x.step] *
-                   y.lane[0][(i * g->out_w + j) * y.step];
-      }
-      k->y[(c * g->kernel_h + u) * g->kernel_w + v] = sum;
-    }
-}
-
 static void fft_grad_run(const struct work *k, int64_t group, void *scratch) {
   const struct geometry *g = &k->g;
   int64_t outputs = g->channels * g->multiplier, taps = g->kernel_h * g->kernel_w;
@@ -225,7 +199,7 @@ static void fft_grad_run(const struct work *k, int64_t group, void *scratch) {
   vf *w = (vf *)(sums + plane_room(g));
   struct source *from = (struct source *)(w + taps);
   sources(k->plan_w, pitch, from);
-  clear(sums, 0, f * pitch);
+  clear_points(sums, 0, f * pitch);
 
   for (int64_t image = 0; image < g->batch; image++) {
     struct view in = view_of(g, k->x, image, group * VF, g->channels, g->multiplier,
@@ -249,8 +223,8 @@ static void fft_grad_run(const struct work *k, int64_t group, void *scratch) {
   }
 
   int64_t u0, u1, v0, v1;
-  met_taps(g->height, g->out_h, g->kernel_h, g->top, g->dil_h, &u0, &u1);
-  met_taps(g->width, g->out_w, g->kernel_w, g->left, g->dil_w, &v0, &v1);
+  met_taps(0, g->out_h, g->top, g->dil_h, g->height, g->kernel_h, &u0, &u1);
+  met_taps(0, g->out_w, g->left, g->dil_w, g->width, g->kernel_w, &v0, &v1);
   for (int64_t c = 0; c < f; c++) inverse_fft(k->plan_h, sums + c * pitch * POINT);
   const vf scale = splat(0.25f / ((float)g->points_h * (float)g->points_w));
   vf check = zero();
@@ -266,9 +240,8 @@ static void fft_grad_run(const struct work *k, int64_t group, void *scratch) {
     }
   }
   for (int64_t t = 0; t < taps; t++) check += w[t] * 0.0f;
-  struct geometry flat = {0};  // the gradient is [channel][tap]
-  struct view dw = view_of(&flat, k->y, 0, group * VF, outputs, 1, taps);
-  scatter(&dw, 0, taps, w);
+  struct view dw = weights_view(k->y, group * VF, outputs, taps);
+  pixels_out(&dw, 0, 1, 0, taps, (float *)w, 0, VF);
   for (int l = 0; l < dw.lanes; l++)
-    if (check[l] != 0.0f) plain_grad(k, group * VF + l);
+    if (check[l] != 0.0f) plain_grad(k, group * VF + l, 0, g->kernel_h);
 }

@@ -14,7 +14,7 @@ INLINE int64_t on_circle(const struct arc *a, int64_t j) {
   return at < a->n ? at : at - a->n;
 }
 
-static void clear(float *z, int64_t from, int64_t to) {
+static void clear_points(float *z, int64_t from, int64_t to) {
   for (float *p = z + from * POINT; p < z + to * POINT; p += VF) store(p, zero());
 }
 
@@ -23,10 +23,10 @@ static void clear(float *z, int64_t from, int64_t to) {
 static int64_t clear_rest(const struct arc *a, float *z) {
   int64_t end = a->at + a->count;
   if (end > a->n) {
-    clear(z, end - a->n, a->at);
+    clear_points(z, end - a->n, a->at);
     return a->n;
   }
-  clear(z, 0, a->at);
+  clear_points(z, 0, a->at);
   return end;
 }
 

@@ -3,6 +3,8 @@
 #include "simd.h"
 #include "lanes.inc.c"
 #include "direct.inc.c"
+#include "direct_lanes.inc.c"
+#include "direct_rows.inc.c"
 #include "fft1d.inc.c"
 #include "fft_lines.inc.c"
 #include "fft.inc.c"
@@ -14,8 +16,10 @@ const struct isa SUFFIXED(isa) = {
   .name = STRING(ISA),
   .lanes = VF,
   .kernels = {
-    [DIRECT_FORWARD] = {forward_items, forward_scratch, forward_run},
-    [DIRECT_WEIGHT_GRAD] = {weight_grad_items, weight_grad_scratch, weight_grad_run},
+    [LANES_FORWARD] = {lanes_items, lanes_scratch, lanes_run},
+    [LANES_WEIGHT_GRAD] = {lanes_grad_items, lanes_grad_scratch, lanes_grad_run},
+    [ROWS_FORWARD] = {rows_items, rows_scratch, rows_run},
+    [ROWS_WEIGHT_GRAD] = {rows_grad_items, rows_grad_scratch, rows_grad_run},
     [FFT_SPECTRUM] = {spectrum_items, spectrum_scratch, spectrum_run},
     [FFT_FORWARD] = {fft_items, fft_scratch, fft_run},
     [FFT_WEIGHT_GRAD] = {fft_grad_items, fft_grad_scratch, fft_grad_run},

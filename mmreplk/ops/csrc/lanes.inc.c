@@ -24,83 +24,74 @@ static inline struct view view_of(const struct geometry *g, const float *x, int6
   return v;
 }
 
-// Pixels [from, from + count) into out[0 .. count).
-static inline void gather(const struct view *v, int64_t from, int64_t count, vf *out) {
-  if (v->together) {
-    const float *p = v->lane[0] + from * v->step;
-    if (v->lanes == VF)
-      for (int64_t i = 0; i < count; i++) out[i] = load(p + i * v->step);
-    else
-      for (int64_t i = 0; i < count; i++) {
-        vf t = {};
-        memcpy(&t, p + i * v->step, sizeof(float) * v->lanes);
-        out[i] = t;
+INLINE void clear(float *p, int64_t count) {
+  for (int64_t i = 0; i < count; i++) p[i] = 0.0f;
+}
+
+// Pixel from + r * row_step + c of a view to or from vectors `row` and `column` floats apart.
+// Rows that lie end to end are one run, so that narrow maps fill the transposed blocks.
+INLINE void move_pixels(const int in, const struct view *v, int64_t from, int64_t rows,
+                        int64_t row_step, int64_t columns, float *p, int64_t row, int64_t column) {
+  if (v->step != 1 || v->together) {
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t c = 0; c < columns; c++) {
+        int64_t pixel = (from + r * row_step + c) * v->step;
+        float *q = p + r * row + c * column;
+        if (v->together && v->lanes == VF) {
+          if (in) store(q, load(v->lane[0] + pixel));
+          else store((float *)v->lane[0] + pixel, load(q));
+        } else {
+          if (in) clear(q, VF);
+          for (int l = 0; l < v->lanes; l++)
+            if (in) q[l] = v->lane[l][pixel];
+            else ((float *)v->lane[l])[pixel] = q[l];
+        }
       }
     return;
   }
-  if (v->step != 1) {
-    for (int64_t i = 0; i < count; i++) {
-      vf t = {};
-      for (int l = 0; l < v->lanes; l++) t[l] = v->lane[l][(from + i) * v->step];
-      out[i] = t;
+  int64_t run = columns, runs = rows;
+  if (row_step == columns) run = rows * columns, runs = 1;
+  for (int64_t s = 0; s < runs; s++)
+    for (int64_t i = 0; i < run; i += VF) {
+      // The last block of a run ends where the run does, and overlaps the one before.
+      int64_t n = min64(VF, run), at = min64(i, run - n);
+      const float *base[VF];
+      for (int l = 0; l < VF; l++) base[l] = v->lane[l < v->lanes ? l : 0] + from + s * row_step + at;
+      vf t[VF];
+      float *q = p + s * row + at / columns * row + at % columns * column;
+      int64_t left = columns - at % columns;
+      if (in) {
+        if (n == VF) UNROLL for (int l = 0; l < VF; l++) t[l] = load(base[l]);
+        else for (int l = 0; l < VF; l++) t[l] = load_part(base[l], n);
+        if (v->lanes < VF)
+          for (int l = 0; l < VF; l++) t[l] = l < v->lanes ? t[l] : zero();
+        transpose(t);
+        for (int64_t l = 0; l < n; l++, q += column) {
+          if (left-- == 0) q += row - columns * column, left = columns - 1;
+          store(q, t[l]);
+        }
+      } else {
+        for (int64_t l = 0; l < n; l++, q += column) {
+          if (left-- == 0) q += row - columns * column, left = columns - 1;
+          t[l] = load(q);
+        }
+        for (int64_t l = n; l < VF; l++) t[l] = zero();
+        transpose(t);
+        for (int l = 0; l < v->lanes; l++) store_part((float *)base[l], t[l], n);
+      }
     }
-    return;
-  }
-  int64_t i = 0;
-  for (; i + VF <= count; i += VF) {
-    vf block[VF];
-    for (int l = 0; l < VF; l++) block[l] = l < v->lanes ? load(v->lane[l] + from + i) : (vf){};
-    transpose(block);
-    for (int l = 0; l < VF; l++) out[i + l] = block[l];
-  }
-  if (i < count) {
-    vf block[VF];
-    for (int l = 0; l < VF; l++) {
-      block[l] = (vf){};
-      if (l < v->lanes) memcpy(&block[l], v->lane[l] + from + i, sizeof(float) * (count - i));
-    }
-    transpose(block);
-    for (int64_t l = 0; l < count - i; l++) out[i + l] = block[l];
-  }
+}
+NOINLINE void pixels_in(const struct view *v, int64_t from, int64_t rows, int64_t row_step,
+                        int64_t columns, float *p, int64_t row, int64_t column) {
+  move_pixels(1, v, from, rows, row_step, columns, p, row, column);
+}
+NOINLINE void pixels_out(const struct view *v, int64_t from, int64_t rows, int64_t row_step,
+                         int64_t columns, float *p, int64_t row, int64_t column) {
+  move_pixels(0, v, from, rows, row_step, columns, p, row, column);
 }
 
-// The reverse: in[0 .. count) to pixels [from, from + count) of a view of writable memory.
-static inline void scatter(const struct view *v, int64_t from, int64_t count,
-                                     const vf *in) {
-  if (v->together) {
-    float *p = (float *)v->lane[0] + from * v->step;
-    if (v->lanes == VF)
-      for (int64_t i = 0; i < count; i++) store(p + i * v->step, in[i]);
-    else
-      for (int64_t i = 0; i < count; i++)
-        memcpy(p + i * v->step, &in[i], sizeof(float) * v->lanes);
-    return;
-  }
-  if (v->step != 1) {
-    for (int64_t i = 0; i < count; i++)
-      for (int l = 0; l < v->lanes; l++) ((float *)v->lane[l])[(from + i) * v->step] = in[i][l];
-    return;
-  }
-  int64_t i = 0;
-  for (; i < count; i += VF) {
-    vf block[VF];
-    int64_t n = min64(VF, count - i);
-    for (int l = 0; l < VF; l++) block[l] = l < n ? in[i + l] : (vf){};
-    transpose(block);
-    for (int l = 0; l < v->lanes; l++) {
-      float *p = (float *)v->lane[l] + from + i;
-      if (n == VF)
-        store(p, block[l]);
-      else
-        memcpy(p, &block[l], sizeof(float) * n);
-    }
-  }
-}
-
-// Weights of VF channels, or any [channel][count] array, into out[0 .. count).
-static inline void gather_weights(const float *w, int64_t first, int64_t outputs,
-                                            int64_t count, vf *out) {
-  struct view v = {.step = 1, .lanes = (int)min64(VF, outputs - first), .together = 0};
-  for (int l = 0; l < v.lanes; l++) v.lane[l] = w + (first + l) * count;
-  gather(&v, 0, count, out);
+// The [channel][count] array of the weights, or of their gradient, `count` floats a channel.
+static struct view weights_view(const float *w, int64_t first, int64_t channels, int64_t count) {
+  const struct geometry flat = {0};
+  return view_of(&flat, w, 0, first, channels, 1, count);
 }

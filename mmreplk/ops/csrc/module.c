@@ -6,6 +6,7 @@
 //   point_cost(n) -> float                nanoseconds a point of a transform of length n, forward and
 //                                         back, on the machine that plan.c was fitted to; inf if
 //                                         n has a prime factor above 7 or is too large
+//   same(threads, a, b, bytes) -> bool    whether two blocks of memory hold the same bits
 //   run(kernel, isa, threads, geometry, x, w, spectrum, bias, gy, y)
 //
 // kernel is a value of the enum in dwconv.h, isa an index into isas(), geometry the bytes of a
@@ -15,6 +16,7 @@
 #include <Python.h>
 
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "dwconv.h"
@@ -66,6 +68,37 @@ static PyObject *py_point_cost(PyObject *self, PyObject *length) {
   return PyFloat_FromDouble(n < 1 || n > MAX_POINTS ? INFINITY : plan_cost((int)n, radix, &stages));
 }
 
+struct comparison {
+  const char *a, *b;
+  int64_t bytes;
+  atomic_int differ;
+};
+enum { COMPARED = 1 << 16 };  // bytes of an item
+
+static void compare_items(const void *data, int64_t begin, int64_t end, void *scratch) {
+  (void)scratch;
+  struct comparison *c = (struct comparison *)data;
+  int64_t from = begin * COMPARED, to = min64(end * COMPARED, c->bytes);
+  if (memcmp(c->a + from, c->b + from, (size_t)(to - from))) atomic_store(&c->differ, 1);
+}
+
+static PyObject *py_same(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+  (void)self;
+  if (count != 4) return PyErr_Format(PyExc_TypeError, "same takes 4 arguments, not %zd", count);
+  long long v[4];
+  for (int i = 0; i < 4; i++) {
+    v[i] = PyLong_AsLongLong(args[i]);
+    if (v[i] == -1 && PyErr_Occurred()) return NULL;
+  }
+  struct comparison c = {(const char *)(uintptr_t)v[1], (const char *)(uintptr_t)v[2], v[3], 0};
+  int failed;
+  Py_BEGIN_ALLOW_THREADS
+  failed = dw_parallel(compare_items, &c, ceil_div(c.bytes, COMPARED), 0, v[0]);
+  Py_END_ALLOW_THREADS
+  if (failed) return PyErr_NoMemory();
+  return PyBool_FromLong(!atomic_load(&c.differ));
+}
+
 struct job {
   const struct kernel *kernel;
   struct work work;
@@ -107,7 +140,7 @@ static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count)
     if (!job.work.plan_h || !job.work.plan_w) return PyErr_NoMemory();
   }
   const struct geometry *g = &job.work.g;
-  int map = v[0] == DIRECT_FORWARD || v[0] == FFT_FORWARD;
+  int map = v[0] == LANES_FORWARD || v[0] == ROWS_FORWARD || v[0] == FFT_FORWARD;
   int failed;
   Py_BEGIN_ALLOW_THREADS
   if (map)
@@ -124,6 +157,7 @@ static PyMethodDef methods[] = {
   {"isas", py_isas, METH_NOARGS, NULL},
   {"set_runtime", py_set_runtime, METH_O, NULL},
   {"point_cost", py_point_cost, METH_O, NULL},
+  {"same", (PyCFunction)(void (*)(void))py_same, METH_FASTCALL, NULL},
   {"run", (PyCFunction)(void (*)(void))py_run, METH_FASTCALL, NULL},
   {NULL, NULL, 0, NULL},
 };
