@@ -1,3 +1,8 @@
+from ..ops import LargeKernelDWConv2d
+from ..registry import MODELS
 from .replknet import RepLKNet
 
-__all__ = ['RepLKNet']
+# For conv_cfg=dict(type='mmreplk.LargeKernelDWConv2d'). mmreplk.ops itself needs nothing but torch.
+MODELS.register_module(module=LargeKernelDWConv2d)
+
+__all__ = ['LargeKernelDWConv2d', 'RepLKNet']

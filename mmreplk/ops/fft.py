@@ -70,7 +70,8 @@ def plane_points(problem: Problem) -> int:
 def plane_bytes(problem: Problem) -> int:
     """Bytes of the complex spectrum of one plane."""
     vertical, horizontal = _axes(problem)
-    return vertical.length * (horizontal.length // 2 + 1) * (16 if problem.dtype.itemsize == 8 else 8)
+    point = 16 if problem.dtype.itemsize == 8 else 8
+    return vertical.length * (horizontal.length // 2 + 1) * point
 
 
 def supports(problem: Problem) -> tuple[bool, str]:
@@ -127,7 +128,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
 
 
 def weight_grad(x: Tensor, grad: Tensor, problem: Problem) -> Tensor:
-    """``dw[c,u,v] = sum_nij x[n, c//M, i+dh*u-top, j+dw*v-left] grad[n,c,i,j]``, ``(C * M, 1, Kh, Kw)``.
+    """The gradient of the weights, ``(C * M, 1, Kh, Kw)``:
+
+    ``dw[c,u,v] = sum_nij x[n, c//M, i+dh*u-top, j+dw*v-left] grad[n,c,i,j]``.
 
     The images are added up as spectra, in their order, so that one inverse transform is left.
     """

@@ -106,8 +106,8 @@ def fft_weight_grad(x: Tensor, grad: Tensor, problem: Problem, isa: int = -1) ->
     """The gradient of the weights as a product of spectra, ``(C * M, 1, Kh, Kw)``."""
     call = _call(problem, isa)
     out = torch.empty(problem.out_channels, 1, *problem.kernel)
-    _native.run(_FFT_WEIGHT_GRAD, call.isa, torch.get_num_threads(), call.geometry, x.data_ptr(), 0, 0,
-                0, grad.data_ptr(), out.data_ptr())
+    _native.run(_FFT_WEIGHT_GRAD, call.isa, torch.get_num_threads(), call.geometry, x.data_ptr(),
+                0, 0, 0, grad.data_ptr(), out.data_ptr())
     return out
 
 

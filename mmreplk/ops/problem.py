@@ -110,6 +110,6 @@ def memory_format_of(x: torch.Tensor) -> torch.memory_format:
         return torch.channels_last
     _, channel, row, column = x.stride()
     images, channels, height, width = x.shape
-    ordered = (0 < channel and channel * channels <= column and column * width <= row
+    ordered = (channel > 0 and channel * channels <= column and column * width <= row
                and (images == 1 or row * height <= x.stride(0)) and channels * width > 1)
     return torch.channels_last if ordered else torch.contiguous_format

@@ -1,4 +1,4 @@
-"""The specification of the operator: one shifted product a tap. Slow, plain, any device and dtype."""
+"""The specification of the operator, one shifted product a tap, on any device in any dtype."""
 
 import torch
 from torch import Tensor

@@ -13,14 +13,14 @@ TOLERANCE = {
 }
 
 
-def compare(actual, reference, dtype):
-    """Assert that a result is the float64 reference's, rounded."""
+def compare(actual, reference, dtype, times=1):
+    """Assert that a result is the float64 reference's, within `times` the tolerance."""
     assert actual.shape == reference.shape
     assert torch.equal(torch.isfinite(actual), torch.isfinite(reference))
     reference = torch.nan_to_num(reference, 0.0, 0.0, 0.0)
     of_all, of_each = TOLERANCE[dtype]
     scale = reference.square().mean().sqrt() if reference.numel() else reference.new_tensor(0.0)
-    allowed = of_all * scale + of_each * reference.abs() + torch.finfo(torch.float64).tiny
+    allowed = times * (of_all * scale + of_each * reference.abs()) + torch.finfo(torch.float64).tiny
     error = (torch.nan_to_num(actual.double(), 0.0, 0.0, 0.0) - reference).abs()
     assert (error <= allowed).all(), f'{(error / allowed).max():.2f} times the tolerance'
 

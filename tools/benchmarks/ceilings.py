@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import torch
-
 from timing import seconds_of
 
 
@@ -50,7 +49,6 @@ def measure(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> Ceili
     source = torch.ones(size, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
     bandwidth = 2 * size / _best(lambda: target.copy_(source), device, repeats)
-    del source, target
     dtypes = {dtype} if gpu or dtype.itemsize > 2 else {dtype, torch.float32}
     return Ceilings(bandwidth, max(_matmul_rate(device, d, repeats) for d in dtypes))
 

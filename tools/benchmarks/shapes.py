@@ -54,7 +54,8 @@ NETWORKS = {
 }
 NETWORK_INPUTS = ((224, 224), (384, 384), (512, 512), (640, 640), (800, 1280))
 
-SWEEP_KERNELS = (*((k, k) for k in (3, 5, 7, 9, 11, 13, 15, 17, 21, 25, 27, 29, 31, 35, 41, 47, 51)),
+SWEEP_KERNELS = (*((k, k) for k in (3, 5, 7, 9, 11, 13, 15, 17, 21, 25, 27, 29, 31, 35, 41, 47,
+                                    51)),
                  (51, 5), (5, 51), (1, 31), (31, 1))
 SWEEP_MAPS = (*((s, s) for s in (7, 8, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128,
                                  160, 192, 224, 256)),
@@ -72,7 +73,7 @@ def suite(name: str, device_type: str, batches: list[int] | None = None,
         name (str): One of `SUITES`.
         device_type (str): 'cpu' or 'cuda', which sets the defaults.
         batches (list[int], optional): Defaults to 1; on a GPU to 64 for 'authors', 8 elsewhere.
-        layers (int, optional): Depth of the stack of 'authors'. Defaults to 24 on a GPU, 1 on a CPU.
+        layers (int, optional): Depth of the stack of 'authors'. Defaults to 24 on a GPU, else 1.
     """
     gpu = device_type == 'cuda'
     if not batches:

@@ -5,11 +5,10 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from candidates import LAYOUTS, Candidate
 from shapes import Shape
 from timing import Job
+from torch import Tensor
 
 MODES = ('forward', 'backward', 'both')
 # Names of dtypes on the command line; 'tf32' is float32 with TF32 allowed in convolutions.
