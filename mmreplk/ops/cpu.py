@@ -24,11 +24,12 @@ def estimates(problem: Problem, task: str) -> dict[str, float | str | None]:
     out = {'triton': 'Triton runs on a GPU, the input is on the CPU',
            'torch': cpu_costs.pytorch(problem, task)}
     compiled, why = _compiled(problem)
-    ok, why_not = fft.supports(problem)
     if compiled:
+        ok, why_not = native.fft_supports(problem)
         out['direct'] = cpu_costs.direct(problem, task)
-        out['fft'] = cpu_costs.compiled_fft(problem, task)
+        out['fft'] = cpu_costs.compiled_fft(problem, task) if ok else why_not
     else:
+        ok, why_not = fft.supports(problem)
         out['direct'] = why
         out['fft'] = cpu_costs.torch_fft(problem, task) if ok else why_not
     return out

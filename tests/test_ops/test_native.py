@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d, pad
 
-from mmreplk.ops import native
+from mmreplk.ops import native, native_plan
 from mmreplk.ops.problem import Problem
 
 built, why = native.available()
@@ -132,10 +132,10 @@ def test_every_radix(points):
 def small_tiles(monkeypatch):
     def forget():
         native._call.cache_clear()
-        native.fft_tiles.cache_clear()
+        native_plan.fft_tiles.cache_clear()
 
     forget()
-    monkeypatch.setattr(native, 'FFT_SCRATCH', 150_000)
+    monkeypatch.setattr(native_plan, 'FFT_SCRATCH', 150_000)
     yield
     monkeypatch.undo()
     forget()
@@ -150,7 +150,7 @@ def small_tiles(monkeypatch):
 ])
 def test_tiles(small_tiles, size, kernel, padding, dilation, channels_last):
     problem = make(2, 3, size, kernel, padding, dilation, 2, True, channels_last)
-    assert native.fft_tiles(problem, 16).count > 1
+    assert native_plan.fft_tiles(problem, 16).count > 1
     for isa in range(len(ISAS)):
         check(problem, isa)
 
@@ -158,7 +158,7 @@ def test_tiles(small_tiles, size, kernel, padding, dilation, channels_last):
 @needs_kernels
 def test_a_map_too_large_for_one_tile():
     problem = same(2, 200, 9)
-    assert native.fft_tiles(problem, 16).count > 1
+    assert native_plan.fft_tiles(problem, 16).count > 1
     check(problem, -1)
 
 

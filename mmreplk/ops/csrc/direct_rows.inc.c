@@ -3,14 +3,19 @@
 
 enum { ROWS_TILE = 160 << 10 };
 
-// `count` floats, `step` apart in x, to y and back.
+// `count` floats, `step` apart in x, to y and back. Rows are short: a call of memcpy would cost more.
+INLINE void row_copy(const float *x, int64_t count, float *y) {
+  int64_t i = 0;
+  for (; i + VF <= count; i += VF) store(y + i, load(x + i));
+  if (i < count) store_part(y + i, load_part(x + i, count - i), count - i);
+}
 INLINE void row_in(const float *x, int64_t step, int64_t count, float *y) {
-  if (step == 1) memcpy(y, x, (size_t)count * sizeof(float));
+  if (step == 1) row_copy(x, count, y);
   else
     for (int64_t i = 0; i < count; i++) y[i] = x[i * step];
 }
 INLINE void row_out(const float *x, int64_t count, float *y, int64_t step) {
-  if (step == 1) memcpy(y, x, (size_t)count * sizeof(float));
+  if (step == 1) row_copy(x, count, y);
   else
     for (int64_t i = 0; i < count; i++) y[i * step] = x[i];
 }

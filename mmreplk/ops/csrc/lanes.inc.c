@@ -25,7 +25,9 @@ static inline struct view view_of(const struct geometry *g, const float *x, int6
 }
 
 INLINE void clear(float *p, int64_t count) {
-  for (int64_t i = 0; i < count; i++) p[i] = 0.0f;
+  int64_t i = 0;
+  for (; i + VF <= count; i += VF) store(p + i, zero());
+  if (i < count) store_part(p + i, zero(), count - i);
 }
 
 // Pixel from + r * row_step + c of a view to or from vectors `row` and `column` floats apart.
@@ -40,6 +42,9 @@ INLINE void move_pixels(const int in, const struct view *v, int64_t from, int64_
         if (v->together && v->lanes == VF) {
           if (in) store(q, load(v->lane[0] + pixel));
           else store((float *)v->lane[0] + pixel, load(q));
+        } else if (v->together) {
+          if (in) store(q, load_part(v->lane[0] + pixel, v->lanes));
+          else store_part((float *)v->lane[0] + pixel, load(q), v->lanes);
         } else {
           if (in) clear(q, VF);
           for (int l = 0; l < v->lanes; l++)
