@@ -230,6 +230,11 @@ def test_other_geometries_of_one_weight(compare, made):
             out = large_kernel_dwconv2d(x, weight, None, 1, padding, dilation, backend='fft')
             right = F.conv2d(x.double(), weight.double(), None, 1, padding, dilation, 3)
             compare(out, right, torch.float32)
+    # More at the top, or at the bottom: the sizes are the same.
+    for sides in ([2, 4, 3, 3], [4, 2, 3, 3], [3, 3, 2, 4], [3, 3, 4, 2]):
+        out = torch.ops.mmreplk.dwconv2d(x, weight, None, sides, [1, 1], 'fft')
+        padded = F.pad(x.double(), (*sides[2:], *sides[:2]))
+        compare(out, F.conv2d(padded, weight.double(), groups=3), torch.float32)
 
 
 def test_weights_with_nan(compare, made, kept):
