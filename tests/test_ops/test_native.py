@@ -1,7 +1,4 @@
-"""The compiled kernels behind ``native.py``: the FFT products, threads, memory and the build.
-
-Direct sums are tested in test_native_direct.py.
-"""
+"""The compiled kernels behind ``native.py``: results, threads, memory and the build."""
 
 import ctypes
 import mmap
@@ -67,9 +64,31 @@ def reference(x, weight, bias, problem):
                   groups=problem.channels)
 
 
-def forward(problem, x, weight, bias, isa=-1):
-    spectrum = native.fft_spectrum(weight, problem, isa)
-    return native.fft_forward(x, spectrum, weight, bias, problem, isa)
+# The product of spectra, and the direct sum with channels or with pixels of a row in the lanes.
+KINDS = ['fft', 'lanes', 'rows']
+FORWARD = dict(fft=native._FFT_FORWARD, lanes=native._LANES_FORWARD, rows=native._ROWS_FORWARD)
+WEIGHT_GRAD = dict(fft=native._FFT_WEIGHT_GRAD, lanes=native._LANES_WEIGHT_GRAD,
+                   rows=native._ROWS_WEIGHT_GRAD)
+
+
+def forward(problem, x, weight, bias, isa=-1, kind='fft'):
+    if kind == 'fft':
+        spectrum = native.fft_spectrum(weight, problem, isa)
+        return native.fft_forward(x, spectrum, weight, bias, problem, isa)
+    call = native._call(problem, isa)
+    out = torch.full(problem.out_shape, float('nan')).contiguous(memory_format=call.out_format)
+    native._native.run(FORWARD[kind], call.isa, torch.get_num_threads(), call.geometry,
+                       x.data_ptr(), weight.data_ptr(), 0,
+                       0 if bias is None else bias.data_ptr(), 0, out.data_ptr())
+    return out
+
+
+def weight_grad(problem, x, grad, isa=-1, kind='fft'):
+    call = native._call(problem, isa)
+    out = torch.full((problem.out_channels, 1, *problem.kernel), float('nan'))
+    native._native.run(WEIGHT_GRAD[kind], call.isa, torch.get_num_threads(), call.geometry,
+                       x.data_ptr(), 0, 0, 0, grad.data_ptr(), out.data_ptr())
+    return out
 
 
 def close(actual, expected):
@@ -81,11 +100,16 @@ def check(problem, isa):
     x, weight, bias, grad = tensors(problem)
     wide = weight.double().requires_grad_()
     expected = reference(x.double(), wide, None if bias is None else bias.double(), problem)
-    out = forward(problem, x, weight, bias, isa)
-    assert out.shape == problem.out_shape
-    assert out.is_contiguous(memory_format=problem.memory_format)
-    assert close(out, expected.detach())
     expected.backward(grad.double())
+    for kind in KINDS:
+        out = forward(problem, x, weight, bias, isa, kind)
+        assert out.shape == problem.out_shape
+        assert out.is_contiguous(memory_format=problem.memory_format)
+        assert close(out, expected.detach()), kind
+        assert close(weight_grad(problem, x, grad, isa, kind), wide.grad), kind
+    # The entries of native.py, which choose between the two direct sums.
+    assert close(native.direct_forward(x, weight, bias, problem, isa), expected.detach())
+    assert close(native.direct_weight_grad(x, grad, problem, isa), wide.grad)
     assert close(native.fft_weight_grad(x, grad, problem, isa), wide.grad)
 
 
@@ -104,7 +128,7 @@ def problems(draw):
 
 
 @needs_kernels
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=120, derandomize=True, deadline=None)
 @given(problem=problems(), isa=st.integers(0, max(0, len(ISAS) - 1)))
 def test_any_geometry(problem, isa):
     check(problem, isa)
@@ -191,8 +215,9 @@ BAD = [float('nan'), float('inf'), -float('inf'), 3e38]
 @needs_kernels
 @pytest.mark.parametrize('isa', range(len(ISAS)), ids=ISAS)
 @pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('bad', BAD)
-def test_bad_values_spread_as_in_pytorch(bad, channels_last, isa):
+def test_bad_values_spread_as_in_pytorch(bad, kind, channels_last, isa):
     # PyTorch's own padding is left out of its float32 sums: an infinite weight meets no 0 there.
     problem = same(18, 20, 9, batch=2, channels_last=channels_last)
     x, weight, bias, _ = tensors(problem)
@@ -202,7 +227,7 @@ def test_bad_values_spread_as_in_pytorch(bad, channels_last, isa):
             values[1, 17, 5, 19] = values[0, 2, 0, 0] = bad
         else:
             taps[17, 0, 0, 3] = taps[4, 0, 8, 8] = bad
-        out = forward(problem, values, taps, None, isa)
+        out = forward(problem, values, taps, None, isa, kind)
         expected = conv2d(values, taps, padding=4, groups=18)
         for test in (torch.isnan, torch.isposinf, torch.isneginf):
             assert torch.equal(test(out), test(expected))
@@ -222,12 +247,13 @@ def test_overflow_in_the_transform_alone():
 
 
 @needs_kernels
+@pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('bad', BAD[:3])
-def test_bad_values_in_a_weight_gradient(bad):
+def test_bad_values_in_a_weight_gradient(bad, kind):
     problem = same(18, 12, 5, batch=2)
     x, _, _, grad = tensors(problem)
     grad[1, 3, 0, 11] = x[0, 17, 11, 4] = bad
-    out = native.fft_weight_grad(x, grad, problem)
+    out = weight_grad(problem, x, grad, kind=kind)
     hit = torch.zeros(18, dtype=torch.bool)
     hit[[3, 17]] = True
     assert out[~hit].isfinite().all()
@@ -254,9 +280,10 @@ def test_same_bits_for_any_number_of_threads(threads, channels_last):
     results = []
     for count in (1, 2, 3):
         threads(count)
-        out = forward(problem, x, weight, bias)
-        dw = native.fft_weight_grad(x, grad, problem)
-        results.append(torch.cat([out.flatten(), dw.flatten()]))
+        results.append(torch.cat([
+            out.flatten() for kind in KINDS
+            for out in (forward(problem, x, weight, bias, kind=kind),
+                        weight_grad(problem, x, grad, kind=kind))]))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
@@ -315,8 +342,8 @@ def test_out_of_memory_is_an_error_before_anything_is_written():
     problem = make()
     x, _, _, grad = tensors(problem)
     call = native._call(problem, -1)
-    huge = bytearray(call.fft)
-    for field in (15, 16):  # points_h, points_w: scratch of some 50 GB
+    huge = bytearray(call.geometry)
+    for field in (14, 15):  # points_h, points_w: scratch of some 50 GB
         huge[8 * field:8 * field + 8] = (16384).to_bytes(8, 'little')
     out = torch.full((3, 1, 3, 3), 7.0)
     with pytest.raises(MemoryError):
@@ -353,25 +380,25 @@ def touch_nothing_else():
             for size, kernel, channels in ((5, 3, 3), (16, 5, 16), (17, 7, 19), (70, 31, 5)):
                 problem = same(channels, size, kernel, channels_last=channels_last, bias=True)
                 x, weight, bias, grad = tensors(problem)
-                expected = forward(problem, x, weight, bias, isa)
-                expected_dw = native.fft_weight_grad(x, grad, problem, isa)
+                expected = {kind: (forward(problem, x, weight, bias, isa, kind),
+                                   weight_grad(problem, x, grad, isa, kind)) for kind in KINDS}
                 spectrum = guarded(native.fft_spectrum(guarded(weight), problem, isa))
                 x, weight, bias, grad = map(guarded, (x, weight, bias, grad))
                 call = native._call(problem, isa)
-                for out, kernel_id, addresses in (
-                    (expected, native._FFT_FORWARD,
-                     (x.data_ptr(), weight.data_ptr(), spectrum.data_ptr(), bias.data_ptr(), 0)),
-                    (expected_dw, native._FFT_WEIGHT_GRAD,
-                     (x.data_ptr(), 0, 0, 0, grad.data_ptr()))):
+                to_y = (x.data_ptr(), weight.data_ptr(), spectrum.data_ptr(), bias.data_ptr(), 0)
+                to_dw = (x.data_ptr(), 0, 0, 0, grad.data_ptr())
+                cases = [(expected[kind][0], FORWARD[kind], to_y) for kind in KINDS]
+                cases += [(expected[kind][1], WEIGHT_GRAD[kind], to_dw) for kind in KINDS]
+                for out, kernel_id, addresses in cases:
                     room = torch.full((out.numel() + 64, ), 7.0)
                     room[32:-32] = float('nan')
-                    native._native.run(kernel_id, call.isa, 2, call.fft, *addresses,
+                    native._native.run(kernel_id, call.isa, 2, call.geometry, *addresses,
                                        room.data_ptr() + 4 * 32)
                     assert (room[:32] == 7).all()
                     assert (room[-32:] == 7).all()
                     assert torch.equal(room[32:-32].as_strided(out.shape, out.stride()), out)
                     last = guarded(torch.full_like(out, float('nan')))
-                    native._native.run(kernel_id, call.isa, 2, call.fft, *addresses,
+                    native._native.run(kernel_id, call.isa, 2, call.geometry, *addresses,
                                        last.data_ptr())
                     assert torch.equal(last, out)
 
