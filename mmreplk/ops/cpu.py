@@ -37,6 +37,8 @@ def estimates(problem: Problem, task: str) -> dict[str, float | str | None]:
 
 def _compiled(problem: Problem) -> tuple[bool, str]:
     """Whether the compiled kernels can serve."""
+    if problem.device != 'cpu':
+        return False, f'the compiled kernels do not take memory of a {problem.device!r} device'
     if problem.stride != (1, 1):
         return False, f'the compiled kernels need stride 1, not {problem.stride}'
     if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -44,10 +46,12 @@ def _compiled(problem: Problem) -> tuple[bool, str]:
     return native.available()
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
-            backend: str) -> Tensor:
-    """Run 'fft' or 'direct'. float16 and bfloat16 are computed in float32 and rounded once."""
-    keep = not torch.is_grad_enabled() or not weight.requires_grad
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, backend: str,
+            keep: bool = False) -> Tensor:
+    """Run 'fft' or 'direct'. float16 and bfloat16 are computed in float32 and rounded once.
+
+    With ``keep``, the spectrum of the weights is kept for the next call.
+    """
     if not _compiled(problem)[0]:
         spectrum = _kept.get(weight, problem, fft.spectrum_of_weight) if keep else None
         return _mend(fft.forward(x, weight, bias, problem, spectrum), x, weight, bias, problem)

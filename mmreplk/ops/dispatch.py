@@ -75,6 +75,8 @@ def _pick(candidates: dict, problem: Problem, backend: str) -> Choice:
         reasons = '; '.join(f'{other}: {why}' for other, why in candidates.items() if other != name)
         return Choice(name, f'the only backend that can serve ({reasons})', candidates)
     known = {name: time for name, time in able.items() if time is not None}
+    if not known:
+        return Choice(next(iter(able)), 'no time is known: the first that can serve', candidates)
     name = min(known, key=known.get)
     slower = min((time, other) for other, time in known.items() if other != name) if len(
         known) > 1 else None

@@ -66,17 +66,27 @@ def large_kernel_dwconv2d(x: Tensor,
     if x.dim() == 3 and weight.dim() == 4:
         return large_kernel_dwconv2d(
             x.unsqueeze(0), weight, bias, stride, padding, dilation, backend=backend).squeeze(0)
+    trained = weight
     x, weight, bias = _autocast(x, weight, bias)
+    # Spectra of weights are kept while nobody trains them. A copy made by autocast does not last.
+    keep = weight is trained and not (torch.is_grad_enabled() and weight.requires_grad)
 
+    # Custom operators know the derivatives of autograd's backward pass alone.
+    if _is_differentiated_by_func():
+        return _pytorch(x, weight, bias, stride, padding, dilation)
     # A graph for other runtimes holds a plain convolution, which all of them know.
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return _pytorch(x, weight, bias, stride, padding, dilation)
     if torch.compiler.is_compiling():
         if backend == 'torch' or _pair(stride) != (1, 1) or not _is_depthwise(x, weight):
             return _pytorch(x, weight, bias, stride, padding, dilation)
-        # The choice falls when the graph runs: sizes may be symbols here.
         dilation = _pair(dilation)
-        return dwconv2d(x, weight, bias, _sides(padding, weight, dilation), dilation, backend)
+        sides = None if dilation is None else _sides(padding, weight, dilation)
+        if (sides is None or min(sides) < 0 or min(dilation) < 1
+                or not _are_alike(x, weight, bias)):
+            return _pytorch(x, weight, bias, stride, padding, dilation)  # which says what is wrong
+        # The choice falls when the graph runs: sizes may be symbols here.
+        return dwconv2d(x, weight, bias, sides, dilation, backend, keep)
 
     problem = problem_of(x, weight, bias, stride, padding, dilation)
     if problem is None:  # bad input, for which PyTorch has the words, or nothing to compute
@@ -86,8 +96,8 @@ def large_kernel_dwconv2d(x: Tensor,
         out = _pytorch(x, weight, bias, stride, padding, dilation)
         return out.contiguous(memory_format=problem.memory_format)
     if _is_plain(x, weight, bias):
-        return forward(x, weight, bias, problem, choice.backend)
-    return dwconv2d(x, weight, bias, problem.padding, problem.dilation, backend)
+        return forward(x, weight, bias, problem, choice.backend, keep)
+    return dwconv2d(x, weight, bias, problem.padding, problem.dilation, backend, keep)
 
 
 def explain(x: Tensor,
@@ -120,6 +130,7 @@ def explain(x: Tensor,
         _pytorch(x[:1], weight, bias, stride, padding, dilation)  # raises for bad input
         return dispatch.Choice('torch', 'nothing to compute, or not a strided real tensor', {})
     choice = dispatch.choose(problem, backend)
+    choice = choice._replace(candidates=dict(choice.candidates))  # the caller's own
     if (backend == 'auto' and problem.device == 'cpu'
             and x.numel() * problem.kernel[0] * problem.kernel[1] < TINY):
         return choice._replace(backend='torch', reason='so small that any choice costs more')
@@ -130,11 +141,7 @@ def problem_of(x, weight, bias, stride, padding, dilation) -> Problem | None:
     """The call as a `Problem`; None for what PyTorch's convolution has to refuse or to answer."""
     if not _is_depthwise(x, weight) or x.layout != torch.strided or weight.layout != torch.strided:
         return None
-    device = x.device
-    if weight.device != device or weight.dtype != x.dtype or not x.dtype.is_floating_point:
-        return None
-    if bias is not None and (bias.device != device or bias.dtype != x.dtype
-                             or bias.shape != weight.shape[:1]):
+    if not _are_alike(x, weight, bias):
         return None
     batch, channels, height, width = x.shape
     outputs, _, *kernel = weight.shape
@@ -147,7 +154,7 @@ def problem_of(x, weight, bias, stride, padding, dilation) -> Problem | None:
     if sides is None or min(sides) < 0 or not x.numel() or not outputs or min(kernel) < 1:
         return None
     memory_format = memory_format_of(x)
-    problem = Problem(x.dtype, device.type, memory_format == torch.channels_last, batch, channels,
+    problem = Problem(x.dtype, x.device.type, memory_format == torch.channels_last, batch, channels,
                       height, width, outputs // channels, kernel, stride, sides, dilation,
                       bias is not None)
     return problem if min(problem.out_size) > 0 else None
@@ -156,6 +163,24 @@ def problem_of(x, weight, bias, stride, padding, dilation) -> Problem | None:
 def _is_depthwise(x: Tensor, weight: Tensor) -> bool:
     return (x.dim() == 4 and weight.dim() == 4 and weight.shape[1] == 1 and x.shape[1] > 0
             and weight.shape[0] % x.shape[1] == 0)
+
+
+def _are_alike(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether dtypes, devices and the bias's size are as a convolution needs them."""
+    return (x.dtype.is_floating_point and weight.device == x.device and weight.dtype == x.dtype
+            and (bias is None or (bias.device == x.device and bias.dtype == x.dtype
+                                  and bias.shape == weight.shape[:1])))
+
+
+def _is_differentiated_by_func() -> bool:
+    """Whether forward-mode AD is on, or a gradient transform of ``torch.func``."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    if torch._C._functorch.maybe_current_level() is None:
+        return False
+    kinds = torch._C._functorch.TransformType
+    return any(layer.key() in (kinds.Grad, kinds.Jvp)
+               for layer in torch._C._functorch.get_interpreter_stack() or ())
 
 
 def _pair(value) -> tuple[int, int] | None:

@@ -36,11 +36,16 @@ class LargeKernelDWConv2d(nn.Conv2d):
 
         Raises:
             TypeError: If conv is not a ``nn.Conv2d``, or is a subclass with a forward of its own,
-                whose behaviour would be lost.
+                whose behaviour would be lost; is not initialized yet; or has forward hooks.
         """
         if not isinstance(conv, nn.Conv2d) or type(conv).forward not in (
                 nn.Conv2d.forward, LargeKernelDWConv2d.forward):
             raise TypeError(f'from_conv2d takes a plain torch.nn.Conv2d, not {type(conv).__name__}')
+        if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
+            raise TypeError('from_conv2d got a LazyConv2d without weights: run it once first')
+        if conv._forward_hooks or conv._forward_pre_hooks:
+            raise TypeError('from_conv2d got a layer with forward hooks, which the new layer would '
+                            'lack: remove them, and register them on what it returns')
         new = cls(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
             conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode, device='meta',

@@ -5,9 +5,12 @@ of its weights. The gradient of the input is the first op again, with turned wei
 two ops differentiate each other to any order.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from . import cpu, dispatch
 from .problem import Problem, memory_format_of
@@ -15,12 +18,16 @@ from .problem import Problem, memory_format_of
 
 @torch.library.custom_op('mmreplk::dwconv2d', mutates_args=())
 def dwconv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int],
-             dilation: list[int], backend: str) -> Tensor:
-    """Stride 1; padding is (top, bottom, left, right); arguments are valid (see functional.py)."""
+             dilation: list[int], backend: str, keep: bool = False) -> Tensor:
+    """Stride 1; padding is (top, bottom, left, right); keep: see cpu.forward."""
+    _check(x, weight.shape, (weight, ) if bias is None else (weight, bias), padding, dilation)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise RuntimeError(f'mmreplk::dwconv2d: a bias of shape {tuple(bias.shape)} for weights of '
+                           f'shape {tuple(weight.shape)}')
     problem = _problem(x, weight.shape, bias is not None, padding, dilation)
     if problem is None:
         return _convolve(x, weight, bias, padding, dilation)
-    return forward(x, weight, bias, problem, dispatch.choose(problem, backend).backend)
+    return forward(x, weight, bias, problem, dispatch.choose(problem, backend).backend, keep)
 
 
 @torch.library.custom_op('mmreplk::dwconv2d_weight_grad', mutates_args=())
@@ -28,14 +35,15 @@ def dwconv2d_weight_grad(x: Tensor, grad: Tensor, kernel_size: list[int], paddin
                          dilation: list[int], backend: str) -> Tensor:
     """Gradient ``(C * M, 1, Kh, Kw)`` of the weights, for input x and output gradient grad."""
     shape = (grad.shape[1], 1, *kernel_size)
+    _check(x, shape, (grad, ), padding, dilation, grad.shape)
     problem = _problem(x, shape, False, padding, dilation)
     if problem is None:
         return x.new_zeros(shape)
     return weight_grad(x, grad, problem, dispatch.choose_weight_grad(problem, backend).backend)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
-            backend: str) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, backend: str,
+            keep: bool) -> Tensor:
     """Run one backend, which has to support the problem."""
     if backend == 'torch':
         out = _convolve(x, weight, bias, problem.padding, problem.dilation)
@@ -44,7 +52,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
         out = triton_launch.forward(
             x.contiguous(), weight.contiguous(), bias, problem, allow_tf32())
     else:
-        out = cpu.forward(x, weight, bias, problem, backend)
+        out = cpu.forward(x, weight, bias, problem, backend, keep)
     return out.contiguous(memory_format=problem.memory_format)
 
 
@@ -71,6 +79,32 @@ def allow_tf32() -> bool:
     return torch.backends.cudnn.allow_tf32
 
 
+def _check(x, weight_shape, others, padding, dilation, out_shape=None) -> None:
+    """What the kernels rely on: the ops are public, and graphs that call them are saved and loaded.
+
+    Raises:
+        RuntimeError: For arguments that are no convolution.
+    """
+    sizes = (tuple(x.shape), tuple(weight_shape), list(padding), list(dilation))
+    wrong = (x.dim() != 4 or len(weight_shape) != 4 or weight_shape[1] != 1 or len(padding) != 4
+             or len(dilation) != 2 or min(padding) < 0 or min(dilation) < 1)
+    if not wrong and x.shape[1]:
+        wrong = weight_shape[0] % x.shape[1] != 0
+    if not wrong and out_shape is not None:
+        size = _out_size(x.shape, weight_shape, padding, dilation)
+        wrong = tuple(out_shape) != (x.shape[0], weight_shape[0], *size)
+    if wrong or any(t.dtype != x.dtype or t.device != x.device for t in others):
+        kinds = ', '.join(f'{t.dtype} on {t.device}' for t in (x, *others))
+        raise RuntimeError(
+            'mmreplk: input {}, weights {}, padding {} (top, bottom, left, right), dilation {} of '
+            'tensors {} are no depth-wise convolution'.format(*sizes, kinds))
+
+
+def _out_size(shape, weight_shape, padding, dilation) -> tuple[int, int]:
+    return (shape[2] + padding[0] + padding[1] - dilation[0] * (weight_shape[2] - 1),
+            shape[3] + padding[2] + padding[3] - dilation[1] * (weight_shape[3] - 1))
+
+
 def _problem(x, weight_shape, has_bias, padding, dilation) -> Problem | None:
     """None if there is nothing to compute."""
     if 0 in x.shape or 0 in weight_shape:
@@ -88,10 +122,8 @@ def _convolve(x, weight, bias, padding, dilation) -> Tensor:
 
 
 @dwconv2d.register_fake
-def _(x, weight, bias, padding, dilation, backend):
-    top, bottom, left, right = padding
-    height = x.shape[2] + top + bottom - dilation[0] * (weight.shape[2] - 1)
-    width = x.shape[3] + left + right - dilation[1] * (weight.shape[3] - 1)
+def _(x, weight, bias, padding, dilation, backend, keep=False):
+    height, width = _out_size(x.shape, weight.shape, padding, dilation)
     torch._check(height > 0, lambda: f'the kernel {tuple(weight.shape[2:])} with dilation '
                  f'{tuple(dilation)} is taller than the padded input {tuple(x.shape)}')
     torch._check(width > 0, lambda: f'the kernel {tuple(weight.shape[2:])} with dilation '
@@ -136,7 +168,7 @@ def soft(backend: str) -> str:
 
 
 def _keep(ctx, inputs, output):
-    x, weight, _, ctx.padding, ctx.dilation, ctx.backend = inputs
+    x, weight, _, ctx.padding, ctx.dilation, ctx.backend, _ = inputs
     ctx.save_for_backward(x, weight)
 
 
@@ -150,7 +182,7 @@ def _dwconv2d_backward(ctx, grad):
             x, grad, weight.shape[2:], ctx.padding, ctx.dilation, soft(ctx.backend))
     if ctx.needs_input_grad[2]:
         grad_bias = grad.sum((0, 2, 3), dtype=_wide(grad.dtype)).to(grad.dtype)
-    return grad_x, grad_weight, grad_bias, None, None, None
+    return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
 def _keep_for_weight_grad(ctx, inputs, output):
@@ -177,15 +209,27 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+@register_flop_formula(torch.ops.mmreplk.dwconv2d)
+def _(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    """Two operations a tap and output, as PyTorch counts its convolutions."""
+    return 2 * math.prod(out_shape) * math.prod(weight_shape[2:])
+
+
+@register_flop_formula(torch.ops.mmreplk.dwconv2d_weight_grad)
+def _(x_shape, grad_shape, kernel_size, *args, out_shape=None, **kwargs) -> int:
+    """As many as the convolution has."""
+    return 2 * math.prod(grad_shape) * math.prod(kernel_size)
+
+
 # -- vmap: a mapped input alone joins the images, mapped weights join the channels -----------------
 
 @dwconv2d.register_vmap
-def _(info, in_dims, x, weight, bias, padding, dilation, backend):
+def _(info, in_dims, x, weight, bias, padding, dilation, backend, keep=False):
     size = info.batch_size
     x_dim, weight_dim, bias_dim, *_ = in_dims
     if weight_dim is None and bias_dim is None:
         x = x.movedim(x_dim, 0)
-        out = dwconv2d(x.flatten(0, 1), weight, bias, padding, dilation, backend)
+        out = dwconv2d(x.flatten(0, 1), weight, bias, padding, dilation, backend, keep)
         return out.unflatten(0, (size, -1)), 0
     x = _into_channels(x, x_dim, size, 1)
     weight = _into_channels(weight, weight_dim, size, 0)

@@ -33,9 +33,9 @@ class Spies:
         self._patch = pytest.MonkeyPatch()
         run, grad, plain = cpu.forward, cpu.weight_grad, F.conv2d
 
-        def forward(x, weight, bias, problem, backend):
+        def forward(x, weight, bias, problem, backend, keep):
             self.forward.append(backend)
-            return run(x, weight, bias, problem, backend)
+            return run(x, weight, bias, problem, backend, keep)
 
         def weight_grad(x, out_grad, problem, backend):
             self.weight_grad.append(backend)
@@ -401,5 +401,6 @@ def test_compiled_kernels_never_get_memory_of_another_device(compare, monkeypatc
     expected = F.conv2d(x.double(), wide, None, 1, 6, 1, 3)
     expected.backward(grad.double())
     problem = problem_on('cuda')
-    compare(operators.forward(x, weight, None, problem, 'fft'), expected.detach(), torch.float32)
+    out = operators.forward(x, weight, None, problem, 'fft', False)
+    compare(out, expected.detach(), torch.float32)
     compare(operators.weight_grad(x, grad, problem, 'fft'), wide.grad, torch.float32)

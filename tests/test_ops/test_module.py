@@ -322,7 +322,7 @@ def test_from_conv2d_refuses():
 def test_from_conv2d_of_a_lazy_layer():
     """It has no parameters yet to share, and would be told of its size alone."""
     lazy = nn.LazyConv2d(4, 3, groups=4)
-    with pytest.raises(TypeError, match='plain torch.nn.Conv2d, not LazyConv2d'):
+    with pytest.raises(TypeError, match='LazyConv2d without weights'):
         LargeKernelDWConv2d.from_conv2d(lazy)
     lazy(torch.randn(1, 4, 9, 9))
     assert LargeKernelDWConv2d.from_conv2d(lazy).weight is lazy.weight
