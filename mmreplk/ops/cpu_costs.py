@@ -7,7 +7,7 @@ only their ratios matter to the choice. See native_plan.py for the compiled kern
 import torch
 
 from . import fft, native
-from .native_plan import direct_cost, fft_cost
+from .native_plan import direct_cost, fft_cost, met_taps
 from .problem import Problem
 
 
@@ -35,6 +35,10 @@ def pytorch(problem: Problem, task: str) -> float:
         tap = 2e-9 if problem.kernel[1] <= 11 else 4e-10
         return 3.4e-5 + slow * macs * 1.4e-11 + pixels * 3e-11 + taps * tap + cold * 1.9e-10
     if narrow:
+        # It leaves out rows of taps beside the map, but no columns.
+        rows = met_taps(problem.height, problem.out_size[0], problem.kernel[0], problem.padding[0],
+                        problem.dilation[0], 1)
+        macs = planes * rows * problem.out_size[1] * problem.kernel[1]
         return 5e-5 + macs * 1.44e-11 + pixels * 2.9e-10 + taps * 1.3e-10 + cold * 1.4e-10
     return 4e-5 + macs * 2.9e-10 + pixels * 1.6e-9
 

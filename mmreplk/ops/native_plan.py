@@ -67,16 +67,16 @@ def direct_cost(problem: Problem, task: str, lanes: int) -> Direct:
 def _forward_costs(p: Problem, lanes: int) -> tuple[float, float]:
     top, _, left, _ = p.padding
     (out_h, out_w), (kh, kw), (down, right) = p.out_size, p.kernel, p.dilation
-    tap_rows = _pairs(p.height, out_h, kh, top, down, 1)
+    tap_rows = met_taps(p.height, out_h, kh, top, down, 1)
     planes, groups = p.batch * p.out_channels, _ceil(p.out_channels, lanes)
     pixels = p.height * p.width + out_h * out_w
 
-    across = _pairs(p.width, out_w, kw, left, right, 4)
-    by_channels = p.batch * groups * (tap_rows * across * 0.43 + lanes * pixels * 0.40 + 50)
+    across = met_taps(p.width, out_w, kw, left, right, 4)
+    by_channels = p.batch * groups * (tap_rows * across * 0.43 + lanes * pixels * 0.40 + 400)
     by_channels += groups * lanes * kh * kw * 0.2
 
     vectors = _ceil(out_w, lanes)
-    across = _pairs(p.width, vectors * lanes, kw, left, right, 4 * lanes) / lanes
+    across = met_taps(p.width, vectors * lanes, kw, left, right, 4 * lanes) / lanes
     moved = p.height * _ceil(p.width, lanes) + out_h * vectors
     by_rows = planes * (tap_rows * across * 0.33 + moved * (14.0 if p.channels_last else 5.2)
                         + kh * kw * 0.4 + 200)
@@ -89,7 +89,7 @@ def _forward_costs(p: Problem, lanes: int) -> tuple[float, float]:
 def _grad_costs(p: Problem, lanes: int) -> tuple[float, float]:
     top, _, left, _ = p.padding
     (out_h, out_w), (kh, kw), (down, right) = p.out_size, p.kernel, p.dilation
-    tap_rows = _pairs(p.height, out_h, kh, top, down, 1)
+    tap_rows = met_taps(p.height, out_h, kh, top, down, 1)
     groups, pixels = _ceil(p.out_channels, lanes), p.height * p.width + out_h * out_w
     columns = 4 if right == 1 else 1
 
@@ -116,7 +116,7 @@ def _grad_costs(p: Problem, lanes: int) -> tuple[float, float]:
             1500 + _shared(by_rows, items(p.out_channels)))
 
 
-def _pairs(size: int, outs: int, kernel: int, before: int, dilation: int, block: int) -> int:
+def met_taps(size: int, outs: int, kernel: int, before: int, dilation: int, block: int) -> int:
     """Of all outputs of an axis, the taps that meet the map, counted block by block of outputs.
 
     A tap that meets it for one output of a block is computed for all of them.
