@@ -1,5 +1,7 @@
 """The public functions: ``large_kernel_dwconv2d`` and ``explain``."""
 
+from contextlib import suppress
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,9 @@ from .problem import Problem, memory_format_of
 # call overhead, and looking for anything better would cost more than it brings.
 TINY = 1 << 12
 _PLAIN = (Tensor, torch.nn.Parameter)
+# See _plan: at most so many.
+PLANS = 4096
+_plans: dict = {}
 
 
 def large_kernel_dwconv2d(x: Tensor,
@@ -75,28 +80,29 @@ def large_kernel_dwconv2d(x: Tensor,
     if _is_differentiated_by_func():
         return _pytorch(x, weight, bias, stride, padding, dilation)
     # A graph for other runtimes holds a plain convolution, which all of them know.
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+    if torch.jit.is_tracing():
         return _pytorch(x, weight, bias, stride, padding, dilation)
     if torch.compiler.is_compiling():
+        if torch.onnx.is_in_onnx_export():
+            return _pytorch(x, weight, bias, stride, padding, dilation)
         if backend == 'torch' or _pair(stride) != (1, 1) or not _is_depthwise(x, weight):
             return _pytorch(x, weight, bias, stride, padding, dilation)
         dilation = _pair(dilation)
-        sides = None if dilation is None else _sides(padding, weight, dilation)
+        sides = None if dilation is None else _sides(padding, weight.shape[2:], dilation)
         if (sides is None or min(sides) < 0 or min(dilation) < 1
                 or not _are_alike(x, weight, bias)):
             return _pytorch(x, weight, bias, stride, padding, dilation)  # which says what is wrong
         # The choice falls when the graph runs: sizes may be symbols here.
         return dwconv2d(x, weight, bias, sides, dilation, backend, keep)
 
-    problem = problem_of(x, weight, bias, stride, padding, dilation)
+    problem, chosen = _plan(x, weight, bias, stride, padding, dilation, backend)
     if problem is None:  # bad input, for which PyTorch has the words, or nothing to compute
         return _pytorch(x, weight, bias, stride, padding, dilation)
-    choice = dispatch.choose(problem, backend)
-    if choice.backend == 'torch':
+    if chosen == 'torch':
         out = _pytorch(x, weight, bias, stride, padding, dilation)
         return out.contiguous(memory_format=problem.memory_format)
     if _is_plain(x, weight, bias):
-        return forward(x, weight, bias, problem, choice.backend, keep)
+        return forward(x, weight, bias, problem, chosen, keep)
     return dwconv2d(x, weight, bias, problem.padding, problem.dilation, backend, keep)
 
 
@@ -137,6 +143,24 @@ def explain(x: Tensor,
     return choice
 
 
+def _plan(x, weight, bias, stride, padding, dilation, backend) -> tuple[Problem | None, str | None]:
+    """`problem_of` and the backend, looked up by what they depend on in a tenth of the time."""
+    key = (x.shape, x.stride(), x.dtype, x.device, x.layout, weight.shape, weight.dtype,
+           weight.device, weight.layout, stride, padding, dilation, backend,
+           bias if bias is None else (bias.shape, bias.dtype, bias.device))
+    try:
+        return _plans[key]
+    except (KeyError, TypeError):  # not seen yet, or given as lists
+        pass
+    problem = problem_of(x, weight, bias, stride, padding, dilation)
+    plan = problem, None if problem is None else dispatch.choose(problem, backend).backend
+    if len(_plans) >= PLANS:
+        _plans.clear()
+    with suppress(TypeError):
+        _plans[key] = plan
+    return plan
+
+
 def problem_of(x, weight, bias, stride, padding, dilation) -> Problem | None:
     """The call as a `Problem`; None for what PyTorch's convolution has to refuse or to answer."""
     if not _is_depthwise(x, weight) or x.layout != torch.strided or weight.layout != torch.strided:
@@ -150,13 +174,12 @@ def problem_of(x, weight, bias, stride, padding, dilation) -> Problem | None:
         return None
     if padding == 'same' and stride != (1, 1):
         return None
-    sides = _sides(padding, weight, dilation)
+    sides = _sides(padding, kernel, dilation)
     if sides is None or min(sides) < 0 or not x.numel() or not outputs or min(kernel) < 1:
         return None
-    memory_format = memory_format_of(x)
-    problem = Problem(x.dtype, x.device.type, memory_format == torch.channels_last, batch, channels,
-                      height, width, outputs // channels, kernel, stride, sides, dilation,
-                      bias is not None)
+    channels_last = memory_format_of(x) == torch.channels_last
+    problem = Problem(x.dtype, x.device.type, channels_last, batch, channels, height, width,
+                      outputs // channels, kernel, stride, sides, dilation, bias is not None)
     return problem if min(problem.out_size) > 0 else None
 
 
@@ -192,13 +215,13 @@ def _pair(value) -> tuple[int, int] | None:
     return value if len(value) == 2 else None
 
 
-def _sides(padding, weight: Tensor, dilation: tuple[int, int]) -> tuple[int, ...] | None:
+def _sides(padding, kernel, dilation: tuple[int, int]) -> tuple[int, ...] | None:
     """Zeros at the top, bottom, left and right."""
     if padding == 'valid':
         return 0, 0, 0, 0
     if padding == 'same':
         # Of an odd total, PyTorch puts the larger half at the end.
-        totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return (totals[0] // 2, totals[0] - totals[0] // 2,
                 totals[1] // 2, totals[1] - totals[1] // 2)
     if isinstance(padding, str):
@@ -213,6 +236,8 @@ def _pytorch(x, weight, bias, stride, padding, dilation) -> Tensor:
 
 def _autocast(x, weight, bias):
     """What autocast would do to the arguments of ``F.conv2d``."""
+    if not torch._C._is_any_autocast_enabled():  # a tenth of the time of the rest
+        return x, weight, bias
     device = x.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return x, weight, bias
