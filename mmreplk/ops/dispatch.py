@@ -32,6 +32,18 @@ class Choice(NamedTuple):
         return '\n'.join(lines)
 
 
+# What functional.py found for the arguments of a call; at most PLANS of them.
+PLANS = 4096
+plans: dict = {}
+
+
+def forget() -> None:
+    """Forget every choice, where something has changed that choices depend on."""
+    choose.cache_clear()
+    choose_weight_grad.cache_clear()
+    plans.clear()
+
+
 @lru_cache(maxsize=4096)
 def choose(problem: Problem, backend: str = 'auto') -> Choice:
     """The backend for the convolution itself.

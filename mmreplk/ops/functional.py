@@ -15,9 +15,6 @@ from .problem import Problem, memory_format_of
 # call overhead, and looking for anything better would cost more than it brings.
 TINY = 1 << 12
 _PLAIN = (Tensor, torch.nn.Parameter)
-# See _plan: at most so many.
-PLANS = 4096
-_plans: dict = {}
 
 
 def large_kernel_dwconv2d(x: Tensor,
@@ -149,15 +146,15 @@ def _plan(x, weight, bias, stride, padding, dilation, backend) -> tuple[Problem 
            weight.device, weight.layout, stride, padding, dilation, backend,
            bias if bias is None else (bias.shape, bias.dtype, bias.device))
     try:
-        return _plans[key]
+        return dispatch.plans[key]
     except (KeyError, TypeError):  # not seen yet, or given as lists
         pass
     problem = problem_of(x, weight, bias, stride, padding, dilation)
     plan = problem, None if problem is None else dispatch.choose(problem, backend).backend
-    if len(_plans) >= PLANS:
-        _plans.clear()
+    if len(dispatch.plans) >= dispatch.PLANS:
+        dispatch.plans.clear()
     with suppress(TypeError):
-        _plans[key] = plan
+        dispatch.plans[key] = plan
     return plan
 
 

@@ -63,13 +63,9 @@ def spies():
 @pytest.fixture
 def fresh():
     """A cache without the choices of this test, before and after."""
-    def forget():
-        dispatch.choose.cache_clear()
-        dispatch.choose_weight_grad.cache_clear()
-
-    forget()
-    yield forget
-    forget()
+    dispatch.forget()
+    yield dispatch.forget
+    dispatch.forget()
 
 
 @st.composite

@@ -176,14 +176,10 @@ def test_kernels_that_meet_no_point(compare):
 @pytest.fixture
 def no_kernels(monkeypatch):
     """As where there was no compiler; the choices that were made with kernels are forgotten."""
-    def forget():
-        dispatch.choose.cache_clear()
-        dispatch.choose_weight_grad.cache_clear()
-
     monkeypatch.setattr(native, 'available', lambda: (False, 'left out by the test'))
-    forget()
+    dispatch.forget()
     yield
-    forget()
+    dispatch.forget()
 
 
 def forbidden(*args, **keywords):

@@ -46,9 +46,9 @@ def made(request, monkeypatch):
         monkeypatch.setattr(native, 'available', lambda: (False, 'left out by the test'))
         watch(fft, 'spectrum_of_weight')
     # The choices made with and without the kernels differ.
-    dispatch.choose.cache_clear()
+    dispatch.forget()
     yield spectra
-    dispatch.choose.cache_clear()
+    dispatch.forget()
 
 
 def layer(channels=3, kernel=13, **keywords):
