@@ -39,13 +39,14 @@ _SIZES = [
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def toeplitz_kernel(w_ptr, table_ptr, size, part, first_row, first, rows, length, kh, kw,
+def toeplitz_kernel(w_ptr, table_ptr, size, channel0, part, first_row, first, rows, length, kh, kw,
                     V: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr):
     """Weights with zeros around them, ``V`` times, each copy shifted by one more column.
 
-    table[channel, row, s, j] = w[channel, first_row + row, first + j + s]. Any run of a kernel row
-    can then be read from some copy at a multiple of V, so in wide, aligned loads. With SPLIT = 1
-    values are rounded to TF32; with SPLIT = 2 the rest follows in a second table, part elements on.
+    table[channel, row, s, j] = w[channel0 + channel, first_row + row, first + j + s]. Any run of a
+    kernel row can then be read from some copy at a multiple of V, so in wide, aligned loads. With
+    SPLIT = 1 values are rounded to TF32; with SPLIT = 2 the rest follows in a second table, part
+    elements on.
     """
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     j = (e % length).to(tl.int32)
@@ -53,7 +54,7 @@ def toeplitz_kernel(w_ptr, table_ptr, size, part, first_row, first, rows, length
     s = (e_s % V).to(tl.int32)
     e_row = e_s // V
     u = (e_row % rows).to(tl.int32) + first_row
-    channel = e_row // rows
+    channel = channel0 + e_row // rows
     v = first + j + s
     tap = (e < size) & (u >= 0) & (u < kh) & (v >= 0) & (v < kw)
     w = tl.load(w_ptr + channel * (kh * kw) + u * kw + v, mask=tap, other=0.0)

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from . import triton_kernels as kernels
 from .problem import Problem
+from .triton_arch import Arch, arch_of, weakest
 from .triton_tiles import (
-    Arch,
     GradTile,
     Tile,
-    arch,
     cdiv,
     choose,
     forward_time,
@@ -34,6 +33,7 @@ LARGEST_KERNEL = 101
 WORKSPACE = 64 << 20  # bytes, or a tenth of input and output if that is more
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _BLOCK = 1024
+_TAPS = 16
 _REGISTERS = 255  # said aloud, or ptxas spills a few of them for more resident programs
 
 
@@ -45,10 +45,12 @@ def supports(problem: Problem, task: str = 'forward',
         problem (Problem): A valid problem.
         task (str): 'forward' or 'weight_grad'.
         capability (tuple[int, int], optional): Compute capability of the device; by default that
-            of the current CUDA device, if there is one.
+            of the weakest visible GPU, if there is one.
     """
     if problem.device != 'cuda' and not _interpreted():
         return False, f'the Triton kernels run on a GPU, not on {problem.device!r}'
+    if torch.version.hip:
+        return False, 'the Triton kernels are made for NVIDIA GPUs'
     if problem.dtype not in _DTYPES:
         return False, f'the Triton kernels do not compute in {problem.dtype}'
     if problem.stride != (1, 1) or problem.dilation != (1, 1):
@@ -59,18 +61,28 @@ def supports(problem: Problem, task: str = 'forward',
         return False, f'Triton {triton.__version__} has no tl.gather'
     if max(problem.kernel) > LARGEST_KERNEL:
         return False, f'the Triton kernels end at {LARGEST_KERNEL} taps a side'
+    if _programs_at_most(problem) >= 1 << 30:
+        return False, 'the Triton kernels count programs in 32 bits, and this would take more'
     if max(*problem.padding, problem.height, problem.width, *problem.out_size) >= 1 << 24 or max(
             (problem.height + sum(problem.padding)) * (problem.width + sum(problem.padding)),
             problem.out_size[0] * problem.out_size[1]) >= 1 << 30:
         return False, 'one plane of the map has too many elements for 32-bit offsets'
-    if capability is None and problem.device == 'cuda' and torch.cuda.is_available():
-        capability = torch.cuda.get_device_capability()
-    if capability is not None and tuple(capability) < (8, 0):
+    device = weakest()
+    capability = tuple(device.capability if capability is None else capability)
+    if capability < (8, 0):
         return False, f'the Triton kernels need compute capability 8.0, not {capability}'
-    mode = mode_of(problem.dtype, True)
-    if task == 'weight_grad' and choose(problem, task, mode, arch()) is None:
+    # Without TF32 there are fewer tiles than with it.
+    mode = mode_of(problem.dtype, False)
+    if task == 'weight_grad' and choose(problem, task, mode, device) is None:
         return False, 'no tile of the weight gradient fits'
     return True, ''
+
+
+def _programs_at_most(p: Problem) -> int:
+    """Patches of one channel, or programs of any launch, whichever is more, for any tile."""
+    patches = p.batch * cdiv(p.out_size[0], 2) * cdiv(p.out_size[1], 8)
+    return max(patches, cdiv(patches, 16) * p.channels, p.channels * cdiv(
+        p.kernel[0] * p.kernel[1], _TAPS), 2 * p.batch)
 
 
 def estimate(problem: Problem, task: str = 'forward', allow_tf32: bool = True,
@@ -78,18 +90,12 @@ def estimate(problem: Problem, task: str = 'forward', allow_tf32: bool = True,
     """Estimated seconds of a problem that is supported: a model, not a measurement."""
     device = device or arch_of(problem.device)
     mode = mode_of(problem.dtype, allow_tf32)
-    time = forward_time if task == 'forward' else grad_time
-    return time(problem, choose(problem, task, mode, device), mode, device)
-
-
-@cache
-def arch_of(device: torch.device | str) -> Arch:
-    """The architecture of a CUDA device; that of an H200 where there is none."""
-    device = torch.device(device)
-    if device.type != 'cuda' or not torch.cuda.is_available():
-        return arch()
-    properties = torch.cuda.get_device_properties(device)
-    return arch((properties.major, properties.minor), properties.multi_processor_count)
+    tile = choose(problem, task, mode, device)
+    if task == 'weight_grad':
+        return grad_time(problem, tile, mode, device)
+    plan = plan_forward(problem, mode, tile)
+    tables = plan.part // plan.channels * problem.channels * plan.tables * problem.dtype.itemsize
+    return forward_time(problem, tile, mode, device) + tables / device.memory
 
 
 @cache
@@ -116,9 +122,11 @@ class ForwardPlan(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def plan_forward(problem: Problem, mode: str, tile: Tile) -> ForwardPlan:
-    """Sizes of the forward pass with a given tile."""
+def plan_forward(problem: Problem, mode: str, tile: Tile,
+                 workspace: int | None = None) -> ForwardPlan:
+    """Sizes of the forward pass with a given tile; its tables take at most `workspace` bytes."""
     p = problem
+    workspace = workspace or _workspace(p)
     size = p.dtype.itemsize
     (kh, kw), (top, _, left, _), (out_height, out_width) = p.kernel, p.padding, p.out_size
     rows, columns, unit = tile.rows, tile.columns, tile.unit
@@ -143,7 +151,7 @@ def plan_forward(problem: Problem, mode: str, tile: Tile) -> ForwardPlan:
 
     split = {'half': 0, 'tf32': 1, 'exact': 2}[mode]
     bytes_each = max(split, 1) * table_rows * v * length * size
-    channels = max(1, min(p.channels, _workspace(p) // bytes_each))
+    channels = max(1, min(p.channels, workspace // bytes_each))
     part = channels * table_rows * v * length
     interpreted = _interpreted()
     table = Launch(cdiv(part, _BLOCK), dict(
@@ -168,36 +176,63 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
     """The convolution.
 
     float32 is computed in TF32 if allowed, else as three TF32 products, to about 1e-6. A result
-    is infinite or NaN only where a tap meets such an input inside the map, as in a plain sum.
+    is infinite or NaN only where a tap meets such an input inside the map, as in a plain sum. Such
+    tiles are summed up again without tensor cores, which is far slower.
 
     Args:
-        x (Tensor): ``(N, C, H, W)``, contiguous; float16, bfloat16 or float32.
-        weight (Tensor): ``(C, 1, Kh, Kw)``, contiguous.
-        bias (Tensor, optional): ``(C, )``, contiguous.
+        x (Tensor): ``(N, C, H, W)``; float16, bfloat16 or float32; any strides. What is not
+            contiguous is copied, a few channels at a time.
+        weight (Tensor): ``(C, 1, Kh, Kw)``.
+        bias (Tensor, optional): ``(C, )``.
         problem (Problem): Of these tensors; `supports` it.
         allow_tf32 (bool): Whether float32 may be computed in TF32.
         tile (Tile, optional): By default the choice of ``triton_tiles``.
 
     Returns:
-        Tensor: ``(N, C, H', W')``, contiguous.
+        Tensor: ``(N, C, H', W')``, in the memory format that the problem names.
     """
     mode = mode_of(x.dtype, allow_tf32)
-    tile = tile or choose(problem, 'forward', mode, arch_of(x.device))
-    plan = plan_forward(problem, mode, tile)
-    y = _empty(x, problem.out_shape)
+    weight = _aligned(weight)
+    bias = None if bias is None else _aligned(bias)
+    plain = problem._replace(channels_last=False)
     with _guard(x):
-        table = _empty(x, (plan.tables * plan.part, ))
-        for first in range(0, problem.channels, plan.channels):
-            channels = min(plan.channels, problem.channels - first)
-            size = plan.part // plan.channels * channels
-            programs, integers, constants = plan.table
-            kernels.toeplitz_kernel[(cdiv(size, _BLOCK), )](
-                weight[first:], table, size=size, **integers, **constants)
-            programs, integers, constants = plan.main
-            kernels.forward_kernel[(programs * channels, )](
-                x, table, w_ptr=weight, bias_ptr=weight if bias is None else bias, y_ptr=y,
-                channel0=first, **integers, **constants)
-    return y
+        if x.is_contiguous() and not problem.channels_last:
+            y = _empty(x, problem.out_shape)
+            _forward(x, weight, bias, y, plain, mode, tile)
+            return y
+        batch, channels, height, width = problem.out_shape
+        if problem.channels_last:
+            y = _empty(x, (batch, height, width, channels)).permute(0, 3, 1, 2)
+        else:
+            y = _empty(x, problem.out_shape)
+        for some in _channel_blocks(problem):
+            block = _empty(x, (batch, len(some), problem.height, problem.width))
+            part = plain._replace(channels=len(some))
+            some = slice(some.start, some.stop)
+            block.copy_(x[:, some])
+            out = _empty(x, part.out_shape)
+            _forward(block, _aligned(weight[some]), None if bias is None else _aligned(bias[some]),
+                     out, part, mode, tile, _workspace(problem) // 2)
+            y[:, some] = out
+            del block, out  # the next channels are to take their place
+        return y
+
+
+def _forward(x, weight, bias, y, problem, mode, tile, workspace=None) -> None:
+    """`forward` of contiguous tensors, into y."""
+    tile = tile or choose(problem, 'forward', mode, arch_of(x.device))
+    plan = plan_forward(problem, mode, tile, workspace)
+    table = _empty(x, (plan.tables * plan.part, ))
+    for first in range(0, problem.channels, plan.channels):
+        channels = min(plan.channels, problem.channels - first)
+        size = plan.part // plan.channels * channels
+        programs, integers, constants = plan.table
+        kernels.toeplitz_kernel[(cdiv(size, _BLOCK), )](
+            weight, table, size=size, channel0=first, **integers, **constants)
+        programs, integers, constants = plan.main
+        kernels.forward_kernel[(programs * channels, )](
+            x, table, w_ptr=weight, bias_ptr=weight if bias is None else bias, y_ptr=y,
+            channel0=first, **integers, **constants)
 
 
 class GradLaunches(NamedTuple):
@@ -210,9 +245,11 @@ class GradLaunches(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def plan_weight_grad(problem: Problem, mode: str, tile: GradTile, device: Arch) -> GradLaunches:
-    """Sizes of the weight gradient with a given tile."""
+def plan_weight_grad(problem: Problem, mode: str, tile: GradTile, device: Arch,
+                     workspace: int | None = None) -> GradLaunches:
+    """Sizes of the weight gradient with a given tile; sums take at most `workspace` bytes."""
     p = problem
+    workspace = workspace or _workspace(p)
     size = p.dtype.itemsize
     (kh, kw), (top, _, left, _), (out_height, out_width) = p.kernel, p.padding, p.out_size
     plan = grad_plan(p, tile, device)
@@ -222,9 +259,9 @@ def plan_weight_grad(problem: Problem, mode: str, tile: GradTile, device: Arch) 
     width_a = plan.tiles_a * tile.out_rows
     parts = cdiv(kw, tile.window)
     each = parts * m * width_a
-    splits = max(1, min(plan.splits, _workspace(p) // (p.channels * each * 4)))
+    splits = max(1, min(plan.splits, workspace // (p.channels * each * 4)))
     sums = splits * each
-    channels = max(1, min(p.channels, _workspace(p) // (sums * 4)))
+    channels = max(1, min(p.channels, workspace // (sums * 4)))
     shared = dict(channels=p.channels, images=p.batch, height=p.height, out_height=out_height,
                   kh=kh, kw=kw, top=top, left=left, splits=splits)
     main = Launch(plan.tiles_a * splits, dict(
@@ -236,10 +273,9 @@ def plan_weight_grad(problem: Problem, mode: str, tile: GradTile, device: Arch) 
         PRECISION='tf32x3' if mode == 'exact' else 'tf32', WIDE=_is_wide(p),
         QUARTERS=m * n > 16384, UPCAST=_interpreted() and p.dtype == torch.bfloat16,
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=_REGISTERS))
-    taps = 16
-    reduce = Launch(cdiv(kh * kw, taps), dict(
+    reduce = Launch(cdiv(kh * kw, _TAPS), dict(
         shared, width=p.width, out_width=out_width, width_a=width_a), dict(
-        S=tile.rows, KD=tile.window, VB=parts, TAPS=taps, COLUMNS=64))
+        S=tile.rows, KD=tile.window, VB=parts, TAPS=_TAPS, COLUMNS=64))
     return GradLaunches(channels, main, reduce, sums)
 
 
@@ -248,8 +284,9 @@ def weight_grad(x: Tensor, grad: Tensor, problem: Problem, allow_tf32: bool = Tr
     """The gradient of the weights; partial sums are added in a fixed order, in float32.
 
     Args:
-        x (Tensor): ``(N, C, H, W)``, contiguous; float16, bfloat16 or float32.
-        grad (Tensor): Gradient of the output, ``(N, C, H', W')``, contiguous.
+        x (Tensor): ``(N, C, H, W)``; float16, bfloat16 or float32; any strides. What is not
+            contiguous is copied, a few channels at a time; so is grad.
+        grad (Tensor): Gradient of the output, ``(N, C, H', W')``.
         problem (Problem): Of the forward pass; `supports` it.
         allow_tf32 (bool): Whether float32 may be computed in TF32.
         tile (GradTile, optional): By default the choice of ``triton_tiles``.
@@ -258,21 +295,57 @@ def weight_grad(x: Tensor, grad: Tensor, problem: Problem, allow_tf32: bool = Tr
         Tensor: ``(C, 1, Kh, Kw)`` in the dtype of x.
     """
     mode = mode_of(x.dtype, allow_tf32)
+    out = _empty(x, (problem.channels, 1, *problem.kernel))
+    plain = problem._replace(channels_last=False)
+    with _guard(x):
+        if x.is_contiguous() and grad.is_contiguous():
+            _weight_grad(x, grad, out, plain, mode, tile)
+            return out
+        for some in _channel_blocks(problem):
+            part = plain._replace(channels=len(some))
+            some = slice(some.start, some.stop)
+            blocks = []
+            for whole in (x, grad):
+                blocks.append(_empty(x, (problem.batch, part.channels, *whole.shape[2:])))
+                blocks[-1].copy_(whole[:, some])
+            result = _empty(x, (part.channels, 1, *problem.kernel))
+            _weight_grad(*blocks, result, part, mode, tile, _workspace(problem) // 2)
+            out[some] = result
+            del blocks, result
+    return out
+
+
+def _weight_grad(x, grad, out, problem, mode, tile, workspace=None) -> None:
+    """`weight_grad` of contiguous tensors, into out."""
     device = arch_of(x.device)
     tile = tile or choose(problem, 'weight_grad', mode, device)
-    plan = plan_weight_grad(problem, mode, tile, device)
-    out = _empty(x, (problem.channels, 1, *problem.kernel))
-    with _guard(x):
-        sums = _empty(x, (plan.channels * plan.sums, ), torch.float32)
-        for first in range(0, problem.channels, plan.channels):
-            channels = min(plan.channels, problem.channels - first)
-            programs, integers, constants = plan.main
-            kernels.weight_grad_kernel[(programs * channels, )](
-                x, grad, sums, channel0=first, **integers, **constants)
-            programs, integers, constants = plan.reduce
-            kernels.weight_grad_sum_kernel[(programs * channels, )](
-                x, grad, sums, out, channel0=first, **integers, **constants)
-    return out
+    plan = plan_weight_grad(problem, mode, tile, device, workspace)
+    sums = _empty(x, (plan.channels * plan.sums, ), torch.float32)
+    for first in range(0, problem.channels, plan.channels):
+        channels = min(plan.channels, problem.channels - first)
+        programs, integers, constants = plan.main
+        kernels.weight_grad_kernel[(programs * channels, )](
+            x, grad, sums, channel0=first, **integers, **constants)
+        programs, integers, constants = plan.reduce
+        kernels.weight_grad_sum_kernel[(programs * channels, )](
+            x, grad, sums, out, channel0=first, **integers, **constants)
+
+
+def _channel_blocks(p: Problem) -> list[range]:
+    """Channels whose copies of input and output fill no more than half of the workspace.
+
+    One channel at least; whole sectors of channels-last maps where there are more.
+    """
+    each = p.batch * (p.height * p.width + p.out_size[0] * p.out_size[1]) * p.dtype.itemsize
+    step = max(_workspace(p) // 2 // each, 1)
+    step -= step % 16 if step > 16 else 0
+    return [range(first, min(first + step, p.channels)) for first in range(0, p.channels, step)]
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Contiguous and at a multiple of 16 bytes: elsewhere, kernels would be compiled once more."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def _workspace(p: Problem) -> int:

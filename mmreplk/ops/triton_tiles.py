@@ -13,51 +13,10 @@ from typing import NamedTuple
 import torch
 
 from .problem import Problem
+from .triton_arch import Arch, arch  # noqa: F401  (arch: for the callers of this module)
 
 TABLE = Path(__file__).with_name('triton_tiles.json')
 MODES = ('half', 'tf32', 'exact')
-
-
-class Arch(NamedTuple):
-    """What the model knows of a device; rates per clock and multiprocessor.
-
-    Attributes:
-        capability (tuple[int, int]): Compute capability.
-        sms (int): Multiprocessors.
-        clock (float): Hz under load.
-        macs (int): Dense 16-bit tensor-core multiply-adds; TF32 has half.
-        least_rows (int): Rows of the smallest matrix instruction.
-        shared (int): Bytes of shared memory per multiprocessor that one program may take.
-        l2 (float): Bytes from L2.
-        memory (float): Bytes per second from memory, of the whole device.
-    """
-
-    capability: tuple[int, int]
-    sms: int
-    clock: float
-    macs: int
-    least_rows: int
-    shared: int
-    l2: float
-    memory: float
-
-
-# Datasheet figures; the L2 rate and all efficiencies below are guesses until measured.
-_ARCHS = (
-    Arch((8, 0), 108, 1.35e9, 1024, 16, 163 << 10, 30.0, 1.6e12),
-    Arch((8, 6), 84, 1.7e9, 256, 16, 99 << 10, 25.0, 0.8e12),
-    Arch((8, 9), 128, 2.4e9, 256, 16, 99 << 10, 25.0, 0.9e12),
-    Arch((9, 0), 132, 1.7e9, 2048, 64, 227 << 10, 32.0, 3.5e12),
-    Arch((10, 0), 148, 1.8e9, 4096, 64, 227 << 10, 32.0, 7e12),
-    Arch((12, 0), 170, 2.4e9, 512, 16, 99 << 10, 25.0, 1.6e12),
-)
-
-
-@cache
-def arch(capability: tuple[int, int] = (9, 0), sms: int | None = None) -> Arch:
-    """The newest known architecture not newer than the capability."""
-    known = [a for a in _ARCHS if a.capability <= tuple(capability)] or _ARCHS[:1]
-    return known[-1]._replace(sms=sms) if sms else known[-1]
 
 
 def mode_of(dtype: torch.dtype, allow_tf32: bool) -> str:

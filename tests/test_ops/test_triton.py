@@ -202,6 +202,65 @@ def test_forward_and_weight_grad_workspace_bound():
         assert plan.channels * plan.sums * 4 <= bound
 
 
+def arranged(tensor, layout):
+    """The same values, not contiguous."""
+    if layout == 'channels_last':
+        return tensor.contiguous(memory_format=torch.channels_last)
+    if layout == 'transposed':
+        return tensor.mT.contiguous().mT
+    whole = torch.full([2 * size for size in tensor.shape], float('nan'), dtype=tensor.dtype)
+    whole[::2, 1::2, ::2, 1::2] = tensor
+    return whole[::2, 1::2, ::2, 1::2]
+
+
+@here
+@pytest.mark.parametrize('workspace', [64 << 20, 6 << 10])
+@pytest.mark.parametrize('layout', ['channels_last', 'transposed', 'sliced'])
+def test_forward_and_weight_grad_of_other_layouts(compare, monkeypatch, layout, workspace):
+    """Channels are copied a few at a time, inputs are left alone, the output keeps the format."""
+    monkeypatch.setattr(launch, 'WORKSPACE', workspace)
+    launch.plan_forward.cache_clear()
+    launch.plan_weight_grad.cache_clear()
+    p = make(HALF, (2, 7, 12, 20), (5, 9), bias=True)
+    p = p._replace(channels_last=layout == 'channels_last')
+    assert len(launch._channel_blocks(p)) == (1 if workspace > 1 << 20 else 7)
+    x, weight, bias = inputs(p)
+    grad = torch.randn(p.out_shape).to(HALF)
+    # Weights and biases that lie neither densely nor at a multiple of 16 bytes.
+    odd = torch.stack([bias, torch.full_like(bias, float('nan'))], 1)[:, 0]
+    spread = torch.cat([weight.flatten().new_full((3, ), float('nan')), weight.flatten()])[3:]
+    out = launch.forward(arranged(x, layout), spread.view_as(weight), odd, p)
+    compare(out, exact(x, weight, bias, p), HALF)
+    assert out.is_contiguous(memory_format=p.memory_format)
+    expected = exact_weight_grad(x, grad, p)
+    for a, b in ((x, arranged(grad, layout)), (arranged(x, layout), grad)):
+        compare(launch.weight_grad(a, b, p), expected, HALF)
+    ones = torch.ones((), dtype=HALF).expand(p.out_shape)  # as of the gradient of a sum
+    compare(launch.weight_grad(x, ones, p), exact_weight_grad(x, ones, p), HALF)
+    launch.plan_forward.cache_clear()
+    launch.plan_weight_grad.cache_clear()
+
+
+@here
+def test_forward_and_weight_grad_copies_within_the_workspace():
+    """Copies of a few channels, their tables and sums: the larger of 64 MiB and a tenth."""
+    for batch, channels, size, k in [(64, 384, 64, 31), (16, 128, 200, 31), (8, 1536, 14, 27)]:
+        p = make(HALF, (batch, channels, size, size), (k, k))._replace(channels_last=True)
+        maps = 2 * p.batch * p.channels * p.height * p.width * 2
+        bound = max(64 << 20, maps // 10)
+        blocks = launch._channel_blocks(p)
+        assert [c for block in blocks for c in block] == list(range(channels))
+        for block in (blocks[0], blocks[-1]):
+            part = p._replace(channels=len(block))
+            copies = maps // channels * len(block)
+            plan = launch.plan_forward(
+                part, 'half', tiles.choose(part, 'forward', 'half', tiles.arch()), bound // 2)
+            assert copies + plan.tables * plan.part * 2 <= bound
+            tile = tiles.choose(part, 'weight_grad', 'half', tiles.arch())
+            plan = launch.plan_weight_grad(part, 'half', tile, tiles.arch(), bound // 2)
+            assert copies + plan.channels * plan.sums * 4 <= bound
+
+
 def summed_over_taps_inside(x, weight, grad, p):
     """Forward and weight gradient of a sum that never touches the padding."""
     top, bottom, left, right = p.padding
