@@ -171,7 +171,7 @@ def fft_cost(problem: Problem, task: str, lanes: int) -> float:
     """
     tiles = fft_tiles(problem, lanes)
     groups = _ceil(problem.out_channels, lanes)
-    scale = (1.5 if problem.channels_last else 1.35) * _SLOWER[lanes] * lanes / 16
+    scale = 1.35 * _SLOWER[lanes] * lanes / 16
     images = groups * problem.batch * tiles.cost
     if task == 'forward':
         items = groups * problem.batch * tiles.count
