@@ -1,33 +1,44 @@
-"""Check and time every tile of the Triton kernels on this GPU, against cuDNN.
+"""Check and time the tiles of the Triton kernels on this GPU, against PyTorch's own kernels.
 
-Every candidate is first compared with a float64 reference on fresh random inputs, then timed
-(median of ``triton.testing.do_bench``). Prints for each problem the fastest tile, the tile that the
-cost model picks, and cuDNN; writes every row to ``tools/benchmarks/results/``. With ``--write``,
-the winners go into ``mmreplk/ops/triton_tiles.json``, which the operator then follows.
+Every candidate is first compared with a float64 reference on fresh random inputs, then timed: the
+median, p20 and p80 of replays of a CUDA graph, the L2 cache flushed in between, so that neither the
+host nor a warm cache counts. Prints for each problem the fastest tile, the tile that the cost model
+picks, and the faster of PyTorch's two memory formats in cuDNN's benchmark mode. Every row goes into
+``tools/benchmarks/results/``; the constants of ``mmreplk/ops/gpu.py`` and ``triton_tiles.py`` are
+to be fitted to them. With ``--write``, the winners go into ``mmreplk/ops/triton_tiles.json``, which
+the operator then follows.
 
 Needs torch and Triton only; run from the root of the repository::
 
     python tools/benchmarks/tune_triton.py                       # everything, within --minutes
     python tools/benchmarks/tune_triton.py --shapes stack --dtypes fp16 --top 8 --write
+    python tools/benchmarks/tune_triton.py --compile 8.0 9.0     # no GPU: what the compiler makes
 """
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import rows as result_rows
 import torch
 import torch.nn.functional as F
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import triton  # noqa: E402
-
+from mmreplk.ops import gpu  # noqa: E402
+from mmreplk.ops import triton_kernels as kernels  # noqa: E402
 from mmreplk.ops import triton_launch as launch  # noqa: E402
 from mmreplk.ops import triton_tiles as tiles  # noqa: E402
 from mmreplk.ops.problem import Problem  # noqa: E402
@@ -35,6 +46,7 @@ from mmreplk.ops.problem import Problem  # noqa: E402
 # (batch, channels, height, width, kernel)
 SHAPES = {
     'stack': [(64, 384, r, r, 31) for r in (16, 32, 64)],
+    'small': [(64, 384, 32, 32, k) for k in (3, 5, 7, 13)],
     'cls': [(64, 128, 56, 56, 31), (64, 256, 28, 28, 29), (64, 512, 14, 14, 27),
             (64, 1024, 7, 7, 13)],
     'seg': [(2, 128, 128, 128, 31), (2, 256, 64, 64, 29), (2, 512, 32, 32, 27),
@@ -60,11 +72,19 @@ def parse_args():
     parser.add_argument('--rep', type=int, default=30, help='milliseconds of timing a tile')
     parser.add_argument('--minutes', type=float, default=9.0, help='stop after this long')
     parser.add_argument('--channels', type=int, help='instead of the channels of the shapes')
-    parser.add_argument('--no-cudnn', action='store_true', help='leave the baseline out')
-    parser.add_argument('--results', type=Path, default=ROOT / 'tools/benchmarks/results')
+    parser.add_argument('--no-baseline', action='store_true', help="leave PyTorch's kernels out")
+    parser.add_argument('--out', type=Path, help='rows; added to it if it exists')
+    parser.add_argument('--commit', help='the revision, where git cannot tell it')
     parser.add_argument('--write', action='store_true', help=f'write winners to {tiles.TABLE.name}')
     parser.add_argument('--list', action='store_true', help='print what would be timed, and end')
+    parser.add_argument('--compile', nargs='+', metavar='CAPABILITY', type=capability,
+                        help='compile for these, as 9.0, without a GPU; report, and end')
     return parser.parse_args()
+
+
+def capability(text):
+    major, minor = text.split('.')
+    return int(major), int(minor)
 
 
 def make_problem(shape, dtype):
@@ -73,12 +93,13 @@ def make_problem(shape, dtype):
                    (k // 2, ) * 4, (1, 1), False)
 
 
-def ranked(problem, task, mode, device):
+def ranked(problem, task, mode, device, top):
     """Usable tiles, best estimate first."""
     time_of = tiles.forward_time if task == 'forward' else tiles.grad_time
     options = [(time_of(problem, tile, mode, device), tile)
                for tile in tiles.usable(problem, task, mode, device.capability)]
-    return sorted((pair for pair in options if pair[0] < 1), key=lambda pair: pair[0])
+    options = sorted((pair for pair in options if pair[0] < 1), key=lambda pair: pair[0])
+    return options[:top] if top else options
 
 
 def reference(problem, task, x, other):
@@ -97,10 +118,22 @@ def reference(problem, task, x, other):
     return some, torch.stack(columns, 1).unsqueeze(1)
 
 
-def cudnn(problem, task, x, other, rep):
-    """Milliseconds of the faster memory format, in cuDNN's benchmark mode."""
-    pad, times = problem.padding[::2], []
-    for memory_format in (torch.contiguous_format, torch.channels_last):
+# -- timing ----------------------------------------------------------------------------------------
+
+def bench(run, rep):
+    """Milliseconds: median, p20, p80."""
+    run()  # whatever is compiled or chosen at first use
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return triton.testing.do_bench(graph.replay, warmup=10, rep=rep, quantiles=[0.5, 0.2, 0.8])
+
+
+def pytorch(problem, task, x, other, rep):
+    """Milliseconds of PyTorch's kernels by memory format, in cuDNN's benchmark mode."""
+    pad, times = problem.padding[::2], {}
+    for name, memory_format in (('nchw', torch.contiguous_format), ('nhwc', torch.channels_last)):
         a, b = x.contiguous(memory_format=memory_format), other
         if task == 'forward':
             def run(a=a, b=b):
@@ -113,22 +146,39 @@ def cudnn(problem, task, x, other, rep):
                 torch.ops.aten.convolution_backward(
                     b, a, weight, None, (1, 1), pad, (1, 1), False, (0, 0), problem.channels,
                     (False, True, False))
-        times.append(bench(run, rep))
-    return min(times)
+        times[f'torch_{name}_ms'] = bench(run, rep)[0]
+    return times
 
 
-def bench(run, rep):
-    return triton.testing.do_bench(run, warmup=10, rep=rep, return_mode='median')
+class _CompileOnly:
+    """Stands in for the kernels: what is called is compiled, not run."""
+
+    def __getattr__(self, name):
+        kernel = getattr(kernels, name)
+
+        class Grid:
+            def __getitem__(self, grid):
+                return lambda *args, **options: kernel.warmup(*args, grid=grid, **options)
+
+        return Grid()
 
 
-def tune(name, task, dtype_name, shape, args, device, baseline_done):
+@contextlib.contextmanager
+def nothing_runs():
+    launch.kernels = _CompileOnly()
+    try:
+        yield
+    finally:
+        launch.kernels = kernels
+
+
+def tune(name, task, dtype_name, shape, args, device):
     """Rows of one problem: every tile checked, then timed."""
     problem = make_problem(shape, DTYPES[dtype_name])
     tf32 = dtype_name != 'fp32'
     torch.backends.cudnn.allow_tf32 = tf32
     mode = tiles.mode_of(problem.dtype, tf32)
-    options = ranked(problem, task, mode, device)
-    options = options[:args.top] if args.top else options
+    options = ranked(problem, task, mode, device, args.top)
     x = torch.randn(shape[:4], device='cuda').to(problem.dtype)
     if task == 'forward':
         other = torch.randn(shape[1], 1, shape[4], shape[4], device='cuda').to(problem.dtype)
@@ -141,41 +191,51 @@ def tune(name, task, dtype_name, shape, args, device, baseline_done):
             return launch.forward(x, other, None, problem, tf32, tile)
         return launch.weight_grad(x, other, problem, tf32, tile)
 
-    def compile_one(tile):
+    def attempt(tile, run):
         try:
-            call(tile)
+            return None, run(tile)
         except Exception as error:  # a tile that this GPU cannot run is a result, too
-            return f'{type(error).__name__}: {error}'[:200]
-        return None
+            return f'{type(error).__name__}: {error}'[:200], None
 
     start = time.time()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        errors = list(pool.map(compile_one, [tile for _, tile in options]))
-    torch.cuda.synchronize()
-    compile_seconds = time.time() - start
+    with nothing_runs(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        failures = list(pool.map(lambda tile: attempt(tile, call)[0], [t for _, t in options]))
+    compile_seconds = round(time.time() - start, 1)
+
+    def checked(tile):
+        out = call(tile)
+        out = (out[:, some] if task == 'forward' else out[some]).double()
+        return float((out - expected).norm() / expected.norm())
+
     rows = []
-    for (guess, tile), failure in zip(options, errors, strict=True):
+    for (guess, tile), failure in zip(options, failures, strict=True):
         row = dict(name=name, task=task, dtype=dtype_name, shape=shape, tile=tile,
-                   estimate_ms=guess * 1e3, compile_s=round(compile_seconds, 1))
+                   estimate_ms=guess * 1e3, compile_s=compile_seconds)
         if failure is None:
-            out = call(tile)
-            out = out[:, some] if task == 'forward' else out[some]
-            row['error'] = float((out.double() - expected).norm() / expected.norm())
-            if row['error'] <= TOLERANCE[dtype_name]:
-                row['ms'] = bench(lambda tile=tile: call(tile), args.rep)
-            else:  # NaN as well
-                row['failure'] = 'wrong result'
+            failure, row['error'] = attempt(tile, checked)
+        if failure is None and not row['error'] <= TOLERANCE[dtype_name]:  # NaN as well
+            failure = 'wrong result'
+        if failure is None:
+            failure, times = attempt(tile, lambda tile: bench(lambda: call(tile), args.rep))
+        if failure is None:
+            row.update(zip(('ms', 'p20_ms', 'p80_ms'), times, strict=True))
         else:
             row['failure'] = failure
+            with contextlib.suppress(Exception):
+                torch.cuda.synchronize()
         rows.append(row)
-    size = problem.dtype.itemsize
-    rate = device.macs * device.sms * device.clock * 2 / size  # TF32 has half; three TF32 for fp32
-    rate /= 3 if dtype_name == 'fp32' else 1
-    bound = max(problem.bytes_moved / device.memory, problem.macs / rate) * 1e3
-    base = None if baseline_done else cudnn(problem, task, x, other, args.rep)
-    for row in rows:
-        row.update(cudnn_ms=base, bound_ms=bound)
-    return problem, mode, rows
+    about = dict(bound_ms=bound(problem, mode, device) * 1e3,
+                 torch_estimate_ms=gpu.pytorch(problem, task, device) * 1e3)
+    if not args.no_baseline:
+        about |= pytorch(problem, task, x, other, args.rep)
+    return problem, mode, [{**row, **about} for row in rows]
+
+
+def bound(problem, mode, device):
+    """Seconds below which nothing can be: bytes moved once, multiply-adds inside the map."""
+    macs = device.macs / {'half': 1, 'tf32': 2, 'exact': 6}[mode]
+    return max(problem.bytes_moved / device.memory,
+               problem.macs / (macs * device.sms * device.clock))
 
 
 def report(problem, task, mode, device, rows, table):
@@ -186,17 +246,120 @@ def report(problem, task, mode, device, rows, table):
     label = f'{first["name"]:<6}{task:<12}{first["dtype"]:<5}{size:<20}'
     for row in rows:
         if 'failure' in row:
-            print(f'{label} FAILED {tuple(row["tile"])}: {row["failure"]} {row.get("error", "")}')
+            print(f'{label} FAILED {tuple(row["tile"])}: {row["failure"]} {row.get("error", "")}',
+                  flush=True)
     if not good:
         return
     best = min(good, key=lambda row: row['ms'])
-    chosen = next((row for row in good if row is first), None)
     table[tiles.key(problem, task, mode, device)] = list(best['tile'])
-    base, ms = first['cudnn_ms'], best['ms']
+    ms = best['ms']
+    base = min((first[k] for k in ('torch_nchw_ms', 'torch_nhwc_ms') if k in first), default=None)
     baseline = '-' if base is None else f'{base:9.4f} ({base / ms:.1f}x)'
-    model = 'failed' if chosen is None else f'{chosen["ms"] / ms:.2f}x best'
-    print(f'{label}{ms:9.4f} ms {ms / best["bound_ms"]:5.1f}x bound  cuDNN {baseline:<18} '
+    model = f'{first["ms"] / ms:.2f}x best' if 'ms' in first else 'failed'
+    print(f'{label}{ms:9.4f} ms {ms / best["bound_ms"]:5.1f}x bound  PyTorch {baseline:<18} '
           f'model {model:<11} said {first["estimate_ms"]:.4f}  {tuple(best["tile"])}', flush=True)
+
+
+# -- without a GPU ---------------------------------------------------------------------------------
+
+def aot(kernel, plan, dtypes, capability):
+    """What Triton would compile: tensors at multiples of 16 bytes, sizes not specialised on."""
+    constants = {k: v for k, v in plan.constants.items() if k in kernel.arg_names}
+    options = {k: v for k, v in plan.constants.items() if k not in constants}
+    signature, attributes = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = 'constexpr'
+        elif name.endswith('_ptr'):
+            signature[name] = '*' + dtypes.get(name, dtypes['x_ptr'])
+            attributes[(index, )] = [['tt.divisibility', 16]]
+        else:
+            signature[name] = 'i32'
+    target = GPUTarget('cuda', capability[0] * 10 + capability[1], 32)
+    return triton.compile(ASTSource(kernel, signature, constants, attributes), target=target,
+                          options=options)
+
+
+def machine_code(cubin):
+    """Registers, and counts of instructions, of the main loop where there is one."""
+    tools = Path(triton.__file__).parent / 'backends/nvidia/bin'
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'kernel.cubin'
+        path.write_bytes(cubin)
+        try:
+            usage, code = (subprocess.run([str(tools / tool), option, str(path)], text=True,
+                                          capture_output=True, check=True).stdout
+                           for tool, option in (('cuobjdump', '-res-usage'), ('nvdisasm', '-c')))
+        except (OSError, subprocess.CalledProcessError):
+            return {}
+    return dict(registers=int(re.search(r'REG:(\d+)', usage)[1]), **main_loop(code))
+
+
+def main_loop(code):
+    """The backward branch that spans the most matrix products: its instructions by kind."""
+    lines, labels, loops = [], {}, []
+    for line in code.splitlines():
+        if label := re.match(r'\s*(\.L_x?_?\d+):', line):
+            labels[label[1]] = len(lines)
+        elif found := re.match(r'\s*/\*[0-9a-f]{4,}\*/\s+(.*?);', line):
+            lines.append(re.sub(r'^@!?U?P\d+\s+', '', found[1]))
+    for end, line in enumerate(lines):
+        target = re.match(r'BRA.*`\((\.L_x?_?\d+)\)', line)
+        if target and labels.get(target[1], end + 1) <= end:
+            loops.append(lines[labels[target[1]]:end + 1])
+
+    def count(pattern, among):
+        return sum(bool(re.match(pattern, line)) for line in among)
+
+    products = r'HMMA|HGMMA|UTCHMMA|UTCQMMA|UTC\w*MMA'
+    with_products = [loop for loop in loops if count(products, loop)]
+    loop = min(with_products, key=len, default=lines)
+    kinds = dict(products=products, ldmatrix='LDSM', async_copies='LDGSTS|UBLKCP|UTMALDG',
+                 loads='LDG', shared_loads='LDS', shared_stores='STS', barriers='BAR')
+    return dict(spills=count('LDL|STL', lines), instructions=len(loop),
+                **{name: count(pattern + r'\b', loop) if name != 'products' else
+                   count(pattern, loop) for name, pattern in kinds.items()})
+
+
+def compile_all(todo, args):
+    """Compile ahead of time, report each tile's registers, memory and main loop."""
+    names = {torch.float16: 'fp16', torch.bfloat16: 'bf16', torch.float32: 'fp32'}
+
+    def one(job):
+        capability, name, task, dtype, shape, guess, tile = job
+        problem = make_problem(shape, DTYPES[dtype])
+        mode = tiles.mode_of(problem.dtype, dtype != 'fp32')
+        kinds = {'x_ptr': names[problem.dtype], 'sums_ptr': 'fp32'}
+        start = time.time()
+        if task == 'forward':
+            plan = launch.plan_forward(problem, mode, tile).main
+            kernel = kernels.forward_kernel
+        else:
+            plan = launch.plan_weight_grad(problem, mode, tile, tiles.arch(capability)).main
+            kernel = kernels.weight_grad_kernel
+        binary = aot(kernel, plan, kinds, capability)
+        return dict(name=name, task=task, dtype=dtype, shape=shape, tile=tile,
+                    estimate_ms=guess * 1e3, capability=f'{capability[0]}.{capability[1]}',
+                    compile_s=round(time.time() - start, 1), shared=binary.metadata.shared,
+                    **machine_code(binary.asm['cubin']))
+
+    jobs = []
+    for capability in args.compile:
+        device = tiles.arch(capability)
+        for name, task, dtype, shape in todo:
+            problem = make_problem(shape, DTYPES[dtype])
+            mode = tiles.mode_of(problem.dtype, dtype != 'fp32')
+            jobs += [(capability, name, task, dtype, shape, *pair)
+                     for pair in ranked(problem, task, mode, device, args.top)]
+    deadline = time.time() + 60 * args.minutes
+    for job in jobs:
+        if time.time() > deadline:
+            print('out of time')
+            break
+        row = one(job)
+        print(json.dumps(row), flush=True)
+        if args.out:
+            result_rows.RowFile(args.out, append=True).write({**row, 'triton': triton.__version__})
 
 
 def main():
@@ -206,41 +369,38 @@ def main():
     if args.channels:
         todo = [(n, t, d, (s[0], args.channels, *s[2:])) for n, t, d, s in todo]
     if args.list:
-        device = tiles.arch()
         for name, task, dtype, shape in todo:
             mode = tiles.mode_of(DTYPES[dtype], dtype != 'fp32')
-            options = ranked(make_problem(shape, DTYPES[dtype]), task, mode, device)
-            print(name, task, dtype, shape, [tuple(tile) for _, tile in options[:args.top or None]])
+            options = ranked(make_problem(shape, DTYPES[dtype]), task, mode, tiles.arch(), args.top)
+            print(name, task, dtype, shape, [tuple(tile) for _, tile in options])
+        return
+    if args.compile:
+        compile_all(todo, args)
         return
     if not torch.cuda.is_available():
-        sys.exit('no CUDA device')
+        sys.exit('no CUDA device: nothing can be timed. --compile works without one')
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
     device = launch.arch_of('cuda')
-    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True,
-                            text=True, check=False).stdout.strip()
-    about = dict(device=torch.cuda.get_device_name(), torch=torch.__version__,
-                 triton=triton.__version__, commit=commit)
-    print(', '.join(f'{key} {value}' for key, value in about.items()))
-    args.results.mkdir(parents=True, exist_ok=True)
-    path = args.results / f'tune_triton_{about["device"].replace(" ", "_")}.jsonl'
+    here = torch.device('cuda', torch.cuda.current_device())
+    about = result_rows.environment(here, args.commit)
+    print(f'{about["device"]}, torch {about["torch"]}, Triton {about["triton"]}, {device}')
+    file = result_rows.RowFile(args.out or result_rows.default_path(here, 'tiles'), append=True)
     table, deadline = {}, time.time() + 60 * args.minutes
-    with path.open('a') as file:
-        for number, (name, task, dtype, shape) in enumerate(todo):
-            if time.time() > deadline:
-                print(f'out of time: {len(todo) - number} problems left out')
-                break
-            problem, mode, rows = tune(name, task, dtype, shape, args, device, args.no_cudnn)
-            for row in rows:
-                file.write(json.dumps({**row, **about}) + '\n')
-            file.flush()
-            report(problem, task, mode, device, rows, table)
+    for number, (name, task, dtype, shape) in enumerate(todo):
+        if time.time() > deadline:
+            print(f'out of time: {len(todo) - number} problems left out')
+            break
+        problem, mode, rows = tune(name, task, dtype, shape, args, device)
+        for row in rows:
+            file.write({**row, **about})
+        report(problem, task, mode, device, rows, table)
     if args.write and table:
         known = json.loads(tiles.TABLE.read_text()) if tiles.TABLE.exists() else {}
         known.update(table)
         tiles.TABLE.write_text(json.dumps(known, indent=0, sort_keys=True) + '\n')
         print(f'{len(table)} tiles written to {tiles.TABLE.relative_to(ROOT)}')
-    print(f'rows in {path}')
+    print(f'rows in {file.path}')
 
 
 if __name__ == '__main__':
