@@ -19,6 +19,7 @@ NAMES = {name for names in launch.PROCESS_ENV.values() for name in names} | {
 @pytest.fixture
 def env(monkeypatch):
     """Sets environment variables, from a state in which no launcher has set any."""
+    before = dict(os.environ)
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
 
@@ -27,8 +28,10 @@ def env(monkeypatch):
             monkeypatch.setenv(name, str(value))
 
     yield set_all
-    for name in NAMES:  # those that the code under test has set itself
-        os.environ.pop(name, None)
+    # Some the code under test has set itself, and monkeypatch would bring them back.
+    monkeypatch.undo()
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture

@@ -271,7 +271,8 @@ def run(parser, args) -> list[dict]:
     if path:
         print(f'rows go to {path}')
     for dtype, mode in itertools.product(dtypes, args.mode or ['forward']):
-        _allow_tf32(dtype)
+        if device.type == 'cuda':
+            _allow_tf32(dtype)
         rates = ceilings.measure(device, DTYPES[dtype])
         print(f'{environment["device"]}, {dtype}, {mode}: copies {rates.bandwidth / 1e9:.3g} GB/s, '
               f'sums {rates.rate / 1e9:.4g} G products/s')
