@@ -100,20 +100,24 @@ def candidates(mode: str, capability: tuple[int, int]) -> tuple[Tile, ...]:
              (64, 8, 16), (64, 4, 32)]
     tiles = [Tile(*shape, depth, min(shape[2], 16), wide, 4, stages)
              for shape in small for wide in (8, 16)]
-    if mode == 'exact' and capability[0] not in (9, 10):
-        # Operands split in two fill the registers where the products read them from there.
-        tiles = [tile._replace(warps=8) for tile in tiles]
-    elif capability == (8, 0):
-        tiles = [t._replace(warps=8) if t.rows * t.columns >= 128 else t for t in tiles]
+    if capability[0] not in (9, 10):
+        # Operands are read from registers; in exact mode, twice as many of them.
+        tiles = [t._replace(warps=8) if mode == 'exact' or t.rows * t.columns >= 128 else t
+                 for t in tiles]
+    elif mode == 'exact':
+        tiles = [t._replace(warps=8) if t.rows * t.columns >= 256 else t for t in tiles]
     tiles += [Tile(128, 4, 16, depth, 16, wide, 8, stages) for wide in (8, 16)]
     if mode != 'exact':
         large = [(128, 8, 16), (128, 4, 32), (64, 16, 16)]
         tiles += [Tile(*shape, depth, 16, wide, 8, stages) for shape in large for wide in (8, 16)]
         if big:
-            # With narrow loads, addresses take so many registers that the step has to be shorter.
-            large = [(256, 8, 16), (128, 16, 16), (256, 4, 16), (128, 8, 32)]
-            tiles += [Tile(*shape, depth, 16, 16, 8, stages) for shape in large]
+            # Addresses take the registers that a longer step would need.
+            large = [(256, 4, 16)]
+            if mode == 'half':
+                large += [(256, 8, 16), (128, 16, 16), (128, 8, 32)]
+            tiles += [Tile(*shape, depth // 2, 16, 16, 8, stages + 1) for shape in large]
             if mode == 'half' and capability != (8, 0):
+                tiles += [Tile(*shape, depth, 16, 16, 8, stages) for shape in large]
                 tiles += [Tile(*shape, depth // 2, 16, 8, 8, stages + 1) for shape in large]
     return tuple(tiles)
 
@@ -235,6 +239,8 @@ def grad_candidates(problem: Problem, mode: str,
                     continue
                 for n in (64, 128, 256):
                     out_rows = n // columns
+                    if n * m > 16384 and wide == 8 and capability == (8, 0):
+                        continue
                     if out_rows < 2 or n * m > most or (
                             columns in (8, 64) and n * m > (16384 if columns == 8 else 8192)):
                         continue
@@ -346,10 +352,22 @@ def usable(problem: Problem, task: str, mode: str,
         else:
             area = tile.rows * tile.window * tile.out_rows * tile.columns
             loaded = min(loaded, vector(size, problem.out_size[1], tile.vector) * size)
-        # Narrower loads are another candidate, and with very narrow ones, addresses would take
-        # the registers that the results of a large tile need.
-        if (tile.vector == 16 and loaded < 16 and len(options) > 1) or (
-                area > 16384 and loaded < 8 and size == 2):
+        if tile.vector == 16 and loaded < 16 and len(options) > 1:
+            continue  # narrower loads are another candidate
+        # With narrow loads, addresses take the registers that large results or long steps need.
+        if area > (8192 if loaded == size else 16384) and loaded < 8:
             continue
+        if loaded == size or (loaded < 8 and task == 'weight_grad'):
+            tile = _half_step(tile)
+        if loaded == size and area >= 4096:  # so do those of the results, when they are stored
+            tile = tile._replace(warps=8)
         kept.append(tile)
     return kept
+
+
+def _half_step(tile: Tile | GradTile) -> Tile | GradTile:
+    if isinstance(tile, Tile):
+        return tile._replace(depth=max(tile.depth // 2, tile.unit))
+    if tile.blocks > 1:
+        return tile._replace(blocks=tile.blocks // 2)
+    return tile._replace(images=tile.images // 2)
