@@ -43,7 +43,12 @@ class ReparamLargeKernelConv(nn.Module):
                 conv_layer=LargeKernelDWConv2d)
             if small_kernel is not None:
                 self.small_conv = conv_bn(
-                    channels, channels, small_kernel, groups=channels, norm_cfg=norm_cfg)
+                    channels,
+                    channels,
+                    small_kernel,
+                    groups=channels,
+                    norm_cfg=norm_cfg,
+                    conv_layer=LargeKernelDWConv2d)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(N, C, H, W)`` to the same shape."""

@@ -95,12 +95,21 @@ def large_kernel_dwconv2d(x: Tensor,
     problem, chosen = _plan(x, weight, bias, stride, padding, dilation, backend)
     if problem is None:  # bad input, for which PyTorch has the words, or nothing to compute
         return _pytorch(x, weight, bias, stride, padding, dilation)
-    if chosen == 'torch':
+    if chosen == 'torch' and not (backend == 'auto' and _trains_better(weight, problem)):
         out = _pytorch(x, weight, bias, stride, padding, dilation)
         return out.contiguous(memory_format=problem.memory_format)
     if _is_plain(x, weight, bias):
         return forward(x, weight, bias, problem, chosen, keep)
     return dwconv2d(x, weight, bias, problem.padding, problem.dilation, backend, keep)
+
+
+def _trains_better(weight: Tensor, problem: Problem) -> bool:
+    """Whether a gradient will be wanted for which another backend is faster than PyTorch's own.
+
+    Then the custom op runs PyTorch's forward pass, and chooses anew for each gradient.
+    """
+    return (weight.requires_grad and torch.is_grad_enabled() and problem.stride == (1, 1)
+            and dispatch.choose_weight_grad(problem).backend != 'torch')
 
 
 def explain(x: Tensor,
