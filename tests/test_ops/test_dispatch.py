@@ -400,3 +400,27 @@ def test_compiled_kernels_never_get_memory_of_another_device(compare, monkeypatc
     out = operators.forward(x, weight, None, problem, 'fft', False)
     compare(out, expected.detach(), torch.float32)
     compare(operators.weight_grad(x, grad, problem, 'fft'), wide.grad, torch.float32)
+
+
+@pytest.mark.skipif(not native.available()[0], reason='needs the compiled kernels')
+def test_gradients_are_chosen_apart_from_the_forward_pass():
+    """oneDNN's forward pass of a 5x5 kernel is fast here, its gradient of the weights is not."""
+    x, weight = torch.randn(4, 1024, 16, 16), torch.randn(1024, 1, 5, 5)
+    problem = problem_of(x, weight, None, 1, 2, 1)
+    assert dispatch.choose(problem).backend == 'torch'
+    assert dispatch.choose_weight_grad(problem).backend == 'direct'
+
+    def gradient(conv, **keywords):
+        w = weight.clone().requires_grad_()
+        out = conv(x, w, padding=2, **keywords)
+        out.backward(x)
+        return out.detach(), w.grad
+
+    with Spies() as spies:
+        ours = gradient(large_kernel_dwconv2d)
+        assert spies.forward == ['torch']
+        assert spies.weight_grad == ['direct']
+        large_kernel_dwconv2d(x, weight.clone().requires_grad_(), padding=2, backend='torch').sum()
+        assert spies.weight_grad == ['direct']
+    for a, b in zip(ours, gradient(F.conv2d, groups=1024), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
