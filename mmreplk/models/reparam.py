@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..ops import LargeKernelDWConv2d
+from ..ops import LargeKernelDWConv2d, large_kernel_dwconv2d_pair
 from .layers import conv_bn, fuse_conv_bn
 
 
@@ -54,10 +54,14 @@ class ReparamLargeKernelConv(nn.Module):
         """Map ``(N, C, H, W)`` to the same shape."""
         if self.deploy:
             return self.lkb_reparam(x)
-        out = self.lkb_origin(x)
-        if self.small_kernel is not None:
-            out = out + self.small_conv(x)
-        return out
+        if self.small_kernel is None:
+            return self.lkb_origin(x)
+        large, small = self.lkb_origin.conv, self.small_conv.conv
+        if not (_is_plain(large) and _is_plain(small)):
+            return self.lkb_origin(x) + self.small_conv(x)
+        out, small_out = large_kernel_dwconv2d_pair(
+            x, large.weight, small.weight, backend=large.backend)
+        return self.lkb_origin.bn(out) + self.small_conv.bn(small_out)
 
     @property
     def deploy(self) -> bool:
@@ -96,3 +100,10 @@ class ReparamLargeKernelConv(nn.Module):
     def _merged_conv(self, channels: int) -> nn.Conv2d:
         return LargeKernelDWConv2d(
             channels, channels, self.kernel_size, padding=self.kernel_size // 2, groups=channels)
+
+
+def _is_plain(conv: nn.Module) -> bool:
+    """Whether nobody minds that the layer itself is not called: it is as built, without hooks."""
+    return type(conv) is LargeKernelDWConv2d and not (
+        conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks
+        or conv._backward_pre_hooks)

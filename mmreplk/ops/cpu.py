@@ -1,6 +1,8 @@
 """The CPU path: compiled kernels (native.py), ``torch.fft``, or oneDNN, by estimated time."""
 
 import threading
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -75,6 +77,60 @@ def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tens
         return fft.weight_grad(x, grad, problem)
     run = native.direct_weight_grad if backend == 'direct' else native.fft_weight_grad
     return run(_dense(x, problem), _dense(grad, problem), problem).to(problem.dtype)
+
+
+@lru_cache(maxsize=4096)
+def one_backward(problems: tuple[Problem, ...], backend: str) -> bool:
+    """Whether `backward` can serve and is faster than one gradient after the other.
+
+    Args:
+        problems (tuple[Problem, ...]): One or two kernels on the same input, each valid.
+        backend (str): Only 'fft' and 'auto', with or without '?', let it serve.
+    """
+    first = problems[0]
+    if (backend.removesuffix('?') not in ('auto', 'fft') or not _compiled(first)[0]
+            or not native.fft_supports(first)[0] or first.multiplier != 1):
+        return False
+    for other in problems[1:]:
+        if not _within(other, first):
+            return False
+    if backend != 'auto':
+        return True
+    apart = 0.0
+    for problem in problems:
+        turned = problem._replace(padding=tuple(
+            max(0, reach - 1 - side) for reach, side in zip(
+                (problem.reach[0], problem.reach[0], problem.reach[1], problem.reach[1]),
+                problem.padding, strict=True)))
+        for each, task in ((Problem(*turned), 'forward'), (problem, 'weight_grad')):
+            apart += min(time for time in estimates(each, task).values() if isinstance(time, float))
+    return cpu_costs.fft_backward(problems) < apart
+
+
+def _within(small: Problem, large: Problem) -> bool:
+    """Whether all taps of one problem lie where the other has some, on the same maps."""
+    same = [f for f in small._fields if f not in ('kernel', 'padding', 'dilation', 'has_bias')]
+    if any(getattr(small, f) != getattr(large, f) for f in same) or (
+            small.out_size != large.out_size):
+        return False
+    for axis in (0, 1):
+        before, wide = small.padding[2 * axis], large.padding[2 * axis]
+        if (small.kernel[axis] > large.kernel[axis] or before > wide
+                or small.reach[axis] - before > large.reach[axis] - wide):
+            return False
+    return True
+
+
+def backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tensor],
+             problems: Sequence[Problem]) -> list[Tensor] | None:
+    """Both gradients in one pass, see native.fft_backward; None if NaN or Inf keep it from that."""
+    branches = [(native.fft_spectrum(_wide(weight).contiguous(), problem, like=problems[0]),
+                 _dense(grad, problem), problem)
+                for weight, grad, problem in zip(weights, grads, problems, strict=True)]
+    both = native.fft_backward(_dense(x, problems[0]), branches)
+    if both is None:
+        return None
+    return [out.to(x.dtype) for out in (both[0], *both[1])]
 
 
 def _dense(tensor: Tensor, problem: Problem) -> Tensor:

@@ -60,6 +60,12 @@ def compiled_fft(problem: Problem, task: str) -> float:
     return 1e-9 * fft_cost(problem, task, native.lanes()) + _conversion(problem)
 
 
+def fft_backward(problems: tuple[Problem, ...]) -> float:
+    """Seconds of both gradients in one pass, of one or two kernels on the same input."""
+    tasks = 'backward' if len(problems) == 1 else 'pair_backward'
+    return 1e-9 * fft_cost(problems[0], tasks, native.lanes()) + 2 * _conversion(problems[0])
+
+
 def _conversion(problem: Problem) -> float:
     """Seconds to widen 16-bit maps to float32 and to round the result."""
     return 0.0 if problem.dtype == torch.float32 else 3e-5 + problem.bytes_moved * 2e-10

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import dispatch
-from .operators import dwconv2d, forward
+from . import cpu, dispatch
+from .operators import dwconv2d, dwconv2d_pair, forward
 from .problem import Problem, memory_format_of
 
 # Below this product of input points and taps, PyTorch's convolution takes about as long as its own
@@ -101,6 +101,55 @@ def large_kernel_dwconv2d(x: Tensor,
     if _is_plain(x, weight, bias):
         return forward(x, weight, bias, problem, chosen, keep)
     return dwconv2d(x, weight, bias, problem.padding, problem.dilation, backend, keep)
+
+
+def large_kernel_dwconv2d_pair(x: Tensor,
+                               weight: Tensor,
+                               small_weight: Tensor,
+                               *,
+                               backend: str = 'auto') -> tuple[Tensor, Tensor]:
+    """Two depth-wise convolutions of one input: the branches of a re-parameterised block.
+
+    ``(large_kernel_dwconv2d(x, w, padding=K // 2) for w in (weight, small_weight))``. Where it is
+    faster (CPU, float32 or 16 bits, all gradients wanted), one pass computes the gradients of both
+    branches: it transforms the input once and the input's gradient once.
+
+    Args:
+        x (Tensor): Input ``(N, C, H, W)``.
+        weight (Tensor): Kernels ``(C, 1, Kh, Kw)`` of odd sizes.
+        small_weight (Tensor): Kernels ``(C, 1, kh, kw)`` of odd sizes, at most ``(Kh, Kw)``.
+        backend (str): As of `large_kernel_dwconv2d`.
+
+    Returns:
+        tuple[Tensor, Tensor]: Two of ``(N, C, H, W)``, as from two calls.
+
+    Raises:
+        RuntimeError, ValueError: As `large_kernel_dwconv2d`.
+    """
+    pair = weight, small_weight
+    if not _goes_as_pair(x, pair, backend):
+        return tuple(large_kernel_dwconv2d(
+            x, w, padding=[k // 2 for k in w.shape[2:]], backend=backend) for w in pair)
+    cast_x, cast_weight, _ = _autocast(x, weight, None)
+    cast_small = _autocast(x, small_weight, None)[1]
+    sides = [_sides([k // 2 for k in w.shape[2:]], w.shape[2:], (1, 1)) for w in pair]
+    return dwconv2d_pair(cast_x, cast_weight, cast_small, *sides, (1, 1), backend)
+
+
+def _goes_as_pair(x: Tensor, pair: tuple[Tensor, Tensor], backend: str) -> bool:
+    """Whether the gradients of both branches come cheaper together."""
+    if not (torch.is_grad_enabled() and x.requires_grad and x.dim() == 4 and x.device.type == 'cpu'
+            and backend in ('auto', 'fft') and all(w.requires_grad and w.dim() == 4 for w in pair)):
+        return False
+    if (has_torch_function((x, *pair)) or torch.jit.is_tracing() or _is_differentiated_by_func()
+            or torch.compiler.is_compiling()):
+        return False
+    problems = []
+    for w in pair:
+        cast_x, w, _ = _autocast(x, w, None)
+        sides = tuple(k // 2 for k in w.shape[2:])
+        problems.append(_plan(cast_x, w, None, 1, sides, 1, backend)[0])
+    return None not in problems and cpu.one_backward(tuple(problems), backend)
 
 
 def _trains_better(weight: Tensor, problem: Problem) -> bool:

@@ -29,7 +29,6 @@ except ImportError as error:
  _FFT_WEIGHT_GRAD) = range(7)
 
 
-
 @cache
 def available() -> tuple[bool, str]:
     """Whether the kernels were built and run here, and if not, why."""
@@ -86,9 +85,13 @@ def direct_weight_grad(x: Tensor, grad: Tensor, problem: Problem, isa: int = -1)
     return out
 
 
-def fft_spectrum(weight: Tensor, problem: Problem, isa: int = -1) -> Tensor:
-    """The spectrum of the weights for `fft_forward`, an opaque buffer."""
-    call = _call(problem, isa)
+def fft_spectrum(weight: Tensor, problem: Problem, isa: int = -1,
+                 like: Problem | None = None) -> Tensor:
+    """The spectrum of the weights for `fft_forward`, an opaque buffer.
+
+    With ``like``, at the points of another problem: same maps, a kernel that reaches further.
+    """
+    call = _call(problem, isa, like)
     out = torch.empty(call.spectrum_size)
     _native.run(_SPECTRUM, call.isa, torch.get_num_threads(), call.geometry, 0,
                 weight.data_ptr(), 0, 0, 0, out.data_ptr())
@@ -115,6 +118,33 @@ def fft_weight_grad(x: Tensor, grad: Tensor, problem: Problem, isa: int = -1) ->
     return out
 
 
+def fft_backward(x: Tensor, branches: list[tuple[Tensor, Tensor, Problem]],
+                 isa: int = -1) -> tuple[Tensor, list[Tensor]] | None:
+    """Gradients of the input and of the weights of one or two kernels on it, in one.
+
+    Args:
+        x (Tensor): The input.
+        branches (list): For each kernel its spectrum, the gradient of its output, and its problem.
+            The first is the largest and gives the points of the transforms: of a second kernel the
+            spectrum is that of `fft_spectrum` with ``like=`` the first problem. No multiplier.
+        isa (int): Index into `isas`. Defaults to the best.
+
+    Returns:
+        tuple[Tensor, list[Tensor]]: Of the input, the sum over the branches, and of the weights;
+        None if there are NaN or Inf, with which this kernel cannot cope.
+    """
+    first = branches[0][2]
+    calls = [_call(problem, isa, first) for _, _, problem in branches]
+    # A single tile writes what it reads, several add to one another.
+    grad_x = torch.zeros_like(x)
+    grads = [torch.empty(problem.out_channels, 1, *problem.kernel) for _, _, problem in branches]
+    finite = _native.backward(
+        calls[0].isa, torch.get_num_threads(), x.data_ptr(), grad_x.data_ptr(),
+        *((call.geometry, spectrum.data_ptr(), grad.data_ptr(), out.data_ptr())
+          for call, (spectrum, grad, _), out in zip(calls, branches, grads, strict=True)))
+    return (grad_x, grads) if finite else None
+
+
 class _Call(NamedTuple):
     isa: int
     geometry: bytes
@@ -133,10 +163,11 @@ def fft_supports(problem: Problem) -> tuple[bool, str]:
 
 
 @lru_cache(maxsize=4096)
-def _call(problem: Problem, isa: int) -> _Call:
+def _call(problem: Problem, isa: int, like: Problem | None = None) -> _Call:
     isa %= len(_native.isas())
     width = lanes(isa)
-    tiles = fft_tiles(problem, width) or Tiles((0, 0), (1, 1), 1, math.inf)  # a plan that fails
+    # Where there is none, one whose plan fails.
+    tiles = fft_tiles(like or problem, width) or Tiles((0, 0), (1, 1), 1, math.inf)
     geometry = struct.pack(
         '18q', problem.channels_last, problem.batch, problem.channels, problem.height,
         problem.width, problem.multiplier, *problem.kernel, problem.padding[0], problem.padding[2],

@@ -166,7 +166,8 @@ def fft_cost(problem: Problem, task: str, lanes: int) -> float:
     Args:
         problem (Problem): Must be supported.
         task (str): 'forward' (with the spectrum of the weights kept), 'spectrum' (of the
-            weights) or 'weight_grad'.
+            weights), 'weight_grad', 'backward' (both gradients in one) or 'pair_backward' (of
+            two kernels on the same input).
         lanes (int): Floats of a vector.
     """
     tiles = fft_tiles(problem, lanes)
@@ -179,7 +180,10 @@ def fft_cost(problem: Problem, task: str, lanes: int) -> float:
     (down, across), (kh, kw) = tiles.points, problem.kernel
     spectrum = groups * ((kh + 1) // 2 * across * (_point_cost(across) / 2 + 3)
                          + (across // 2 + 1) * down * (_point_cost(down) / 2 + 2) + 2 * kh * kw)
-    work = spectrum if task == 'spectrum' else images + spectrum
+    # A pass of tiles is a transform there and one back; the weights' is half of one or so.
+    passes, spectra = {'spectrum': (0, 1), 'weight_grad': (1, 1), 'backward': (1.5, 2),
+                       'pair_backward': (2, 4)}[task]
+    work = passes * images + spectra * spectrum
     return _shared(scale * work, groups)
 
 

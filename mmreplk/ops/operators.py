@@ -6,6 +6,7 @@ two ops differentiate each other to any order.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,46 @@ def dwconv2d_weight_grad(x: Tensor, grad: Tensor, kernel_size: list[int], paddin
     if problem is None:
         return x.new_zeros(shape)
     return weight_grad(x, grad, problem, dispatch.choose_weight_grad(problem, backend).backend)
+
+
+@torch.library.custom_op('mmreplk::dwconv2d_pair', mutates_args=())
+def dwconv2d_pair(x: Tensor, weight: Tensor, other: Tensor, padding: list[int],
+                  other_padding: list[int], dilation: list[int], backend: str
+                  ) -> tuple[Tensor, Tensor]:
+    """Two `dwconv2d` of the same x and dilation, whose gradients are computed together."""
+    return (dwconv2d(x, weight, None, padding, dilation, backend),
+            dwconv2d(x, other, None, other_padding, dilation, backend))
+
+
+@torch.library.custom_op('mmreplk::dwconv2d_backward', mutates_args=())
+def dwconv2d_backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tensor],
+                      paddings: list[int], dilations: list[int], backend: str) -> list[Tensor]:
+    """Gradients of x and of the weights of one or two convolutions of the same x.
+
+    ``[gradient of x, summed over the convolutions; gradient of each weight]`` for the gradients of
+    the outputs; paddings holds 4 and dilations 2 values for each convolution.
+    """
+    branches = list(_branches(grads, weights, paddings, dilations))
+    for grad, weight, padding, dilation in branches:
+        _check(x, weight.shape, (grad, weight), padding, dilation, grad.shape)
+    problems = [_problem(x, weight.shape, False, padding, dilation)
+                for _, weight, padding, dilation in branches]
+    if None not in problems and cpu.one_backward(tuple(problems), backend):
+        both = cpu.backward(x, grads, weights, problems)
+        if both is not None:
+            return both
+    total, out = None, []
+    for grad, weight, padding, dilation in branches:
+        grad_x = input_grad(grad, weight, x.shape[1], padding, dilation, backend)
+        total = grad_x if total is None else total + grad_x
+        out.append(dwconv2d_weight_grad(x, grad, weight.shape[2:], padding, dilation,
+                                        soft(backend)))
+    return [total, *out]
+
+
+def _branches(grads, weights, paddings, dilations):
+    for i, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
+        yield grad, weight, paddings[4 * i:4 * i + 4], dilations[2 * i:2 * i + 2]
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, backend: str,
@@ -137,6 +178,18 @@ def _(x, grad, kernel_size, padding, dilation, backend):
     return x.new_empty(grad.shape[1], 1, *kernel_size)
 
 
+@dwconv2d_pair.register_fake
+def _(x, weight, other, padding, other_padding, dilation, backend):
+    return (dwconv2d(x, weight, None, padding, dilation, backend),
+            dwconv2d(x, other, None, other_padding, dilation, backend))
+
+
+@dwconv2d_backward.register_fake
+def _(x, grads, weights, paddings, dilations, backend):
+    grad_x = x.new_empty(x.shape).contiguous(memory_format=memory_format_of(x))
+    return [grad_x, *(weight.new_empty(weight.shape) for weight in weights)]
+
+
 # -- gradients -------------------------------------------------------------------------------------
 
 def input_grad(grad: Tensor, weight: Tensor, channels: int, padding, dilation,
@@ -175,14 +228,30 @@ def _keep(ctx, inputs, output):
 def _dwconv2d_backward(ctx, grad):
     x, weight = ctx.saved_tensors
     grad_x = grad_weight = grad_bias = None
-    if ctx.needs_input_grad[0]:
+    if ctx.needs_input_grad[0] and ctx.needs_input_grad[1]:
+        grad_x, grad_weight = dwconv2d_backward(
+            x, [grad], [weight], ctx.padding, ctx.dilation, soft(ctx.backend))
+    elif ctx.needs_input_grad[0]:
         grad_x = input_grad(grad, weight, x.shape[1], ctx.padding, ctx.dilation, ctx.backend)
-    if ctx.needs_input_grad[1]:
+    elif ctx.needs_input_grad[1]:
         grad_weight = dwconv2d_weight_grad(
             x, grad, weight.shape[2:], ctx.padding, ctx.dilation, soft(ctx.backend))
     if ctx.needs_input_grad[2]:
         grad_bias = grad.sum((0, 2, 3), dtype=_wide(grad.dtype)).to(grad.dtype)
     return grad_x, grad_weight, grad_bias, None, None, None, None
+
+
+def _keep_pair(ctx, inputs, output):
+    x, weight, other, padding, other_padding, dilation, ctx.backend = inputs
+    ctx.paddings, ctx.dilations = [*padding, *other_padding], [*dilation, *dilation]
+    ctx.save_for_backward(x, weight, other)
+
+
+def _pair_backward(ctx, grad, other_grad):
+    x, weight, other = ctx.saved_tensors
+    grads = dwconv2d_backward(x, [grad, other_grad], [weight, other], ctx.paddings, ctx.dilations,
+                              soft(ctx.backend))
+    return *grads, None, None, None, None
 
 
 def _keep_for_weight_grad(ctx, inputs, output):
@@ -201,6 +270,31 @@ def _weight_grad_backward(ctx, grad_weight):
     return grad_x, grad_grad, None, None, None, None
 
 
+def _keep_for_backward(ctx, inputs, output):
+    x, grads, weights, ctx.paddings, ctx.dilations, ctx.backend = inputs
+    ctx.save_for_backward(x, *grads, *weights)
+
+
+def _backward_backward(ctx, out_grads):
+    # Each output is linear in each of its two factors, whose gradient is one of the ops again.
+    (x, *saved), (of_x, *of_weights) = ctx.saved_tensors, out_grads
+    count = len(saved) // 2
+    grads, weights = saved[:count], saved[count:]
+    grad_x, grad_grads, grad_weights = None, [], []
+    for (grad, weight, padding, dilation), of_weight in zip(
+            _branches(grads, weights, ctx.paddings, ctx.dilations), of_weights, strict=True):
+        term = input_grad(grad, of_weight, x.shape[1], padding, dilation, ctx.backend)
+        grad_x = term if grad_x is None else grad_x + term
+        grad_grads.append(
+            dwconv2d(of_x, weight, None, padding, dilation, soft(ctx.backend))
+            + dwconv2d(x, of_weight, None, padding, dilation, soft(ctx.backend)))
+        grad_weights.append(dwconv2d_weight_grad(
+            of_x, grad, weight.shape[2:], padding, dilation, soft(ctx.backend)))
+    return grad_x, grad_grads, grad_weights, None, None, None
+
+
+dwconv2d_backward.register_autograd(_backward_backward, setup_context=_keep_for_backward)
+dwconv2d_pair.register_autograd(_pair_backward, setup_context=_keep_pair)
 dwconv2d.register_autograd(_dwconv2d_backward, setup_context=_keep)
 dwconv2d_weight_grad.register_autograd(_weight_grad_backward, setup_context=_keep_for_weight_grad)
 
@@ -221,6 +315,20 @@ def _(x_shape, grad_shape, kernel_size, *args, out_shape=None, **kwargs) -> int:
     return 2 * math.prod(grad_shape) * math.prod(kernel_size)
 
 
+@register_flop_formula(torch.ops.mmreplk.dwconv2d_pair)
+def _(x_shape, weight_shape, other_shape, *args, out_shape=None, **kwargs) -> int:
+    """As many as both convolutions have."""
+    return sum(2 * math.prod(out) * math.prod(weight[2:])
+               for out, weight in zip(out_shape, (weight_shape, other_shape), strict=True))
+
+
+@register_flop_formula(torch.ops.mmreplk.dwconv2d_backward)
+def _(x_shape, grad_shapes, weight_shapes, *args, out_shape=None, **kwargs) -> int:
+    """Twice as many as the convolutions have."""
+    return 4 * sum(math.prod(grad) * math.prod(weight[2:])
+                   for grad, weight in zip(grad_shapes, weight_shapes, strict=True))
+
+
 # -- vmap: a mapped input alone joins the images, mapped weights join the channels -----------------
 
 @dwconv2d.register_vmap
@@ -238,6 +346,16 @@ def _(info, in_dims, x, weight, bias, padding, dilation, backend, keep=False):
     return out.unflatten(1, (size, -1)), 1
 
 
+@dwconv2d_pair.register_vmap
+def _(info, in_dims, x, weight, other, padding, other_padding, dilation, backend):
+    size = info.batch_size
+    x = _into_channels(x, in_dims[0], size, 1)
+    weight = _into_channels(weight, in_dims[1], size, 0)
+    other = _into_channels(other, in_dims[2], size, 0)
+    both = dwconv2d_pair(x, weight, other, padding, other_padding, dilation, backend)
+    return tuple(out.unflatten(1, (size, -1)) for out in both), (1, 1)
+
+
 @dwconv2d_weight_grad.register_vmap
 def _(info, in_dims, x, grad, kernel_size, padding, dilation, backend):
     size = info.batch_size
@@ -245,6 +363,18 @@ def _(info, in_dims, x, grad, kernel_size, padding, dilation, backend):
     grad = _into_channels(grad, in_dims[1], size, 1)
     out = dwconv2d_weight_grad(x, grad, kernel_size, padding, dilation, backend)
     return out.unflatten(0, (size, -1)), 0
+
+
+@dwconv2d_backward.register_vmap
+def _(info, in_dims, x, grads, weights, paddings, dilations, backend):
+    size = info.batch_size
+    x_dim, grad_dims, weight_dims, *_ = in_dims
+    grads = [_into_channels(g, d, size, 1) for g, d in zip(grads, grad_dims, strict=True)]
+    weights = [_into_channels(w, d, size, 0) for w, d in zip(weights, weight_dims, strict=True)]
+    grad_x, *out = dwconv2d_backward(
+        _into_channels(x, x_dim, size, 1), grads, weights, paddings, dilations, backend)
+    return ([grad_x.unflatten(1, (size, -1)), *(w.unflatten(0, (size, -1)) for w in out)],
+            [1, *(0 for _ in out)])
 
 
 def _into_channels(tensor: Tensor, mapped, size: int, channels: int) -> Tensor:

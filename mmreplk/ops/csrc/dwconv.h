@@ -1,6 +1,7 @@
 // The contract between the Python module (module.c), which splits work among threads, and the
 // kernels, each of which is compiled once for every instruction set (see simd.h).
 #pragma once
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -27,6 +28,10 @@ struct work {
   const float *gy;        // gradient of the output (weight gradients only)
   float *y;               // output map, weight gradient or spectrum
   const struct plan *plan_h, *plan_w;
+  // Both gradients in one (FFT_BACKWARD; y is the weights' then, multiplier is 1):
+  float *gx;                  // gradient of the input, 0 before
+  const struct work *second;  // another kernel on the same input, with its own spectrum, gy and y, or NULL
+  atomic_int *broken;         // set to 1 if gx has met NaN or Inf and is wrong
 };
 
 // A kernel is three functions of the work: how many independent items there are, how many bytes
@@ -42,7 +47,7 @@ struct kernel {
 enum {
   LANES_FORWARD, LANES_WEIGHT_GRAD,  // the direct sum with channels in the lanes
   ROWS_FORWARD, ROWS_WEIGHT_GRAD,    // the direct sum with the pixels of a row in the lanes
-  FFT_SPECTRUM, FFT_FORWARD, FFT_WEIGHT_GRAD,
+  FFT_SPECTRUM, FFT_FORWARD, FFT_WEIGHT_GRAD, FFT_BACKWARD,
   KERNELS
 };
 

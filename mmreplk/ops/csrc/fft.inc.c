@@ -166,8 +166,8 @@ static void fft_run(const struct work *k, int64_t item, void *scratch) {
     const float *a = plane + t * POINT;
     inverse_rows(k->plan_w, from, a, a + two * POINT, z);
     int64_t pixel = (rows.out + t) * g->out_w + columns.out;
-    write_line(&out, pixel, columns.outs, z, bias, &check);
-    if (two) write_line(&out, pixel + g->out_w, columns.outs, z + VF, bias, &check);
+    write_line(&out, pixel, columns.outs, z, bias, 0, &check);
+    if (two) write_line(&out, pixel + g->out_w, columns.outs, z + VF, bias, 0, &check);
   }
 
   // A NaN or Inf in a tile's inputs or weights, or an overflow, spreads over its circle. A direct sum
@@ -188,6 +188,36 @@ static size_t fft_grad_scratch(const struct work *k) {
   const struct geometry *g = &k->g;
   return sizeof(float) *
          (size_t)(row_room(g) + g->kernel_h * g->kernel_w * VF + 3 * plane_room(g) + source_room(g));
+}
+
+// The end of a weight gradient: from the sum of spectra to taps. w: room for all taps.
+static void grad_out(const struct work *k, int64_t group, float *sums, vf *w, const struct source *from,
+                     float *z) {
+  const struct geometry *g = &k->g;
+  int64_t outputs = g->channels * g->multiplier, taps = g->kernel_h * g->kernel_w;
+  int64_t f = frequencies(g), n = g->points_h, pitch = pitch_of(g);
+  int64_t u0, u1, v0, v1;
+  met_taps(0, g->out_h, g->top, g->dil_h, g->height, g->kernel_h, &u0, &u1);
+  met_taps(0, g->out_w, g->left, g->dil_w, g->width, g->kernel_w, &v0, &v1);
+  for (int64_t c = 0; c < f; c++) inverse_fft(k->plan_h, sums + c * pitch * POINT);
+  const vf scale = splat(0.25f / ((float)g->points_h * (float)g->points_w));
+  vf check = zero();
+  for (int64_t t = 0; t < taps; t++) w[t] = zero();
+  for (int64_t u = u0; u < u1; u += 2) {
+    int two = u + 1 < u1;
+    inverse_rows(k->plan_w, from, sums + arc_of(u * g->dil_h - g->top, 1, n).at * POINT,
+                 sums + arc_of((u + two) * g->dil_h - g->top, 1, n).at * POINT, z);
+    for (int64_t v = v0; v < v1; v++) {
+      const float *p = z + arc_of(v * g->dil_w - g->left, 1, g->points_w).at * POINT;
+      w[u * g->kernel_w + v] = load(p) * scale;
+      if (two) w[(u + 1) * g->kernel_w + v] = load(p + VF) * scale;
+    }
+  }
+  for (int64_t t = 0; t < taps; t++) check += w[t] * 0.0f;
+  struct view dw = weights_view(k->y, group * VF, outputs, taps);
+  pixels_out(&dw, 0, 1, 0, taps, (float *)w, 0, VF);
+  for (int l = 0; l < dw.lanes; l++)
+    if (check[l] != 0.0f) plain_grad(k, group * VF + l, 0, g->kernel_h);
 }
 
 static void fft_grad_run(const struct work *k, int64_t group, void *scratch) {
@@ -222,26 +252,75 @@ static void fft_grad_run(const struct work *k, int64_t group, void *scratch) {
     }
   }
 
-  int64_t u0, u1, v0, v1;
-  met_taps(0, g->out_h, g->top, g->dil_h, g->height, g->kernel_h, &u0, &u1);
-  met_taps(0, g->out_w, g->left, g->dil_w, g->width, g->kernel_w, &v0, &v1);
-  for (int64_t c = 0; c < f; c++) inverse_fft(k->plan_h, sums + c * pitch * POINT);
-  const vf scale = splat(0.25f / ((float)g->points_h * (float)g->points_w));
-  vf check = zero();
-  for (int64_t t = 0; t < taps; t++) w[t] = zero();
-  for (int64_t u = u0; u < u1; u += 2) {
-    int two = u + 1 < u1;
-    inverse_rows(k->plan_w, from, sums + arc_of(u * g->dil_h - g->top, 1, n).at * POINT,
-                 sums + arc_of((u + two) * g->dil_h - g->top, 1, n).at * POINT, z);
-    for (int64_t v = v0; v < v1; v++) {
-      const float *p = z + arc_of(v * g->dil_w - g->left, 1, g->points_w).at * POINT;
-      w[u * g->kernel_w + v] = load(p) * scale;
-      if (two) w[(u + 1) * g->kernel_w + v] = load(p + VF) * scale;
+  grad_out(k, group, sums, w, from, z);
+}
+
+// -- both gradients: an item is VF channels; tiles of the input's gradient are added up in its memory --
+
+// On the circle of a tile the gradient of the input is the transposed product: its spectrum is the
+// output gradient's times the conjugate of the weights'. So one transform of the output gradient
+// serves both gradients, and that of the input serves all branches: k->second, if not NULL, is a
+// smaller kernel on the same input. The weights' spectra have the points of k->g.
+
+static size_t fft_back_scratch(const struct work *k) {
+  const struct geometry *g = &k->g;
+  int planes = k->second ? 5 : 3;
+  return sizeof(float) *
+         (size_t)(row_room(g) + g->kernel_h * g->kernel_w * VF + planes * plane_room(g) + source_room(g));
+}
+
+static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
+  const struct geometry *g = &k->g;
+  const struct work *branch[2] = {k, k->second};
+  int branches = k->second ? 2 : 1;
+  int64_t taps = g->kernel_h * g->kernel_w, tiles = tile_count(g);
+  int64_t f = frequencies(g), n = g->points_h, pitch = pitch_of(g), wide = ceil_div(g->out_w, g->tile_w);
+  float *z = scratch, *plane = z + row_room(g), *grad[2], *sums[2], *end = plane + plane_room(g);
+  for (int b = 0; b < branches; b++, end += 2 * plane_room(g)) {
+    grad[b] = end, sums[b] = end + plane_room(g);
+    clear_points(sums[b], 0, f * pitch);
+  }
+  vf *w = (vf *)end, check = zero();
+  struct source *from = (struct source *)(w + taps);
+  sources(k->plan_w, pitch, from);
+
+  for (int64_t image = 0; image < g->batch; image++) {
+    struct view in = view_of(g, k->x, image, group * VF, g->channels, 1, g->height * g->width);
+    struct view back = view_of(g, k->gx, image, group * VF, g->channels, 1, g->height * g->width);
+    for (int64_t index = 0; index < tiles; index++) {
+      struct tile rows = tile_rows(g, index / wide), columns = tile_columns(g, index % wide);
+      if (!rows.ins || !columns.ins) continue;
+      struct arc down = arc_of(rows.in - rows.out, rows.ins, n);
+      struct arc across = arc_of(columns.in - columns.out, columns.ins, g->points_w);
+      struct arc out_down = arc_of(0, rows.outs, n), out_across = arc_of(0, columns.outs, g->points_w);
+      rows_forward(k->plan_w, &in, g->width, rows.in, columns.in, &down, &across, z, plane, pitch);
+      for (int b = 0; b < branches; b++) {
+        struct view out = view_of(g, branch[b]->gy, image, group * VF, g->channels, 1, g->out_h * g->out_w);
+        rows_forward(k->plan_w, &out, g->out_w, rows.out, columns.out, &out_down, &out_across, z, grad[b],
+                     pitch);
+      }
+      for (int64_t c = 0; c < f; c++) {
+        int64_t at = c * pitch * POINT, spectrum = (group * f + c) * n * POINT;
+        fft(k->plan_h, plane + at, clear_rest(&down, plane + at));
+        for (int b = branches - 1; b >= 0; b--)
+          turn(k->plan_h, grad[b] + at, clear_rest(&out_down, grad[b] + at), plane + at, sums[b] + at,
+               branch[b]->spectrum + spectrum, b + 1 < branches ? grad[b + 1] + at : NULL, b == 0);
+      }
+      for (int64_t t = 0; t < rows.ins; t += 2) {
+        int two = t + 1 < rows.ins;
+        inverse_rows(k->plan_w, from, grad[0] + on_circle(&down, t) * POINT,
+                     grad[0] + on_circle(&down, t + two) * POINT, z);
+        // A row that passes the end of the circle is written in two parts.
+        int64_t part = min64(columns.ins, g->points_w - across.at), rest = columns.ins - part;
+        for (int r = 0; r <= two; r++) {
+          int64_t pixel = (rows.in + t + r) * g->width + columns.in;
+          write_line(&back, pixel, part, z + across.at * POINT + r * VF, zero(), tiles > 1, &check);
+          if (rest) write_line(&back, pixel + part, rest, z + r * VF, zero(), tiles > 1, &check);
+        }
+      }
     }
   }
-  for (int64_t t = 0; t < taps; t++) check += w[t] * 0.0f;
-  struct view dw = weights_view(k->y, group * VF, outputs, taps);
-  pixels_out(&dw, 0, 1, 0, taps, (float *)w, 0, VF);
-  for (int l = 0; l < dw.lanes; l++)
-    if (check[l] != 0.0f) plain_grad(k, group * VF + l, 0, g->kernel_h);
+  for (int b = 0; b < branches; b++) grad_out(branch[b], group, sums[b], w, from, z);
+  for (int64_t l = 0; l < min64(VF, g->channels - group * VF); l++)
+    if (check[l] != 0.0f) atomic_store(k->broken, 1);
 }

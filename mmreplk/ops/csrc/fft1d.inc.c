@@ -292,6 +292,30 @@ INLINE void sum_pass(const int n, const float *z, const float *other, float *sum
   }
 }
 
+// The last pass forward of one line; the sum of another's spectrum times its conjugate; its product
+// with the conjugate of a spectrum, to which `plus` is added unless it is NULL; and, if `back`, the first
+// pass back.
+INLINE void turn_pass(const int n, float *z, const float *other, float *sums, const float *spectrum,
+                      const float *plus, int back, int64_t groups) {
+  for (int64_t at = 0; at < groups * n * POINT; at += n * POINT) {
+    vf r[16], i[16];
+    UNROLL for (int q = 0; q < n; q++) r[q] = load(z + at + q * POINT), i[q] = load(z + at + q * POINT + VF);
+    dft(n, r, i);
+    UNROLL for (int q = 0; q < n; q++) {
+      int64_t p = at + q * POINT;
+      vf x = load(other + p), y = load(other + p + VF);
+      store(sums + p, load(sums + p) + x * r[q] + y * i[q]);
+      store(sums + p + VF, load(sums + p + VF) + y * r[q] - x * i[q]);
+      vf c = load(spectrum + p), s = load(spectrum + p + VF), t = r[q];
+      r[q] = t * c + i[q] * s;
+      i[q] = i[q] * c - t * s;
+      if (plus) r[q] += load(plus + p), i[q] += load(plus + p + VF);
+    }
+    if (back) dft(n, i, r);
+    UNROLL for (int q = 0; q < n; q++) store(z + at + q * POINT, r[q]), store(z + at + q * POINT + VF, i[q]);
+  }
+}
+
 #define FOR_EACH_RADIX(DO) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(12) DO(15) DO(16)
 
 #define DEFINE(n)                                                                                      \
@@ -312,6 +336,10 @@ INLINE void sum_pass(const int n, const float *z, const float *other, float *sum
   NOINLINE void sum_##n(const float *z, const float *other, float *sums, int64_t groups) {             \
     sum_pass(n, z, other, sums, groups);                                                               \
   }                                                                                                    \
+  NOINLINE void turn_##n(float *z, const float *other, float *sums, const float *spectrum,              \
+                         const float *plus, int back, int64_t groups) {                                \
+    turn_pass(n, z, other, sums, spectrum, plus, back, groups);                                        \
+  }                                                                                                    \
   NOINLINE void middle_##n(float *z, const float *spectrum, int64_t groups) {                          \
     middle_pass(n, z, spectrum, groups);                                                               \
   }
@@ -326,8 +354,9 @@ struct passes {
   void (*packed)(float *, int64_t, const struct source *, const float *, const float *);
   void (*middle)(float *, const float *, int64_t);
   void (*sum)(const float *, const float *, float *, int64_t);
+  void (*turn)(float *, const float *, float *, const float *, const float *, int, int64_t);
 };
-#define ENTRY(n) [n] = {dif_##n, first_##n, dit_##n, plain_##n, packed_##n, middle_##n, sum_##n},
+#define ENTRY(n) [n] = {dif_##n, first_##n, dit_##n, plain_##n, packed_##n, middle_##n, sum_##n, turn_##n},
 static const struct passes passes[17] = {FOR_EACH_RADIX(ENTRY)};
 #undef ENTRY
 
@@ -392,6 +421,17 @@ static void add_product(const struct plan *p, float *z, int64_t known, const flo
   int r = last_radix(p);
   dif_passes(p, z, known);
   passes[r].sum(z, other, sums, p->n / r);
+}
+
+// With Z the transform of z: adds `other`, already transformed, times the conjugate of Z to sums, and
+// makes z the inverse transform of Z times the conjugate of `spectrum`, plus `plus` unless it is NULL;
+// without `back`, z is left transformed.
+static void turn(const struct plan *p, float *z, int64_t known, const float *other, float *sums,
+                 const float *spectrum, const float *plus, int back) {
+  int r = last_radix(p);
+  dif_passes(p, z, known);
+  passes[r].turn(z, other, sums, spectrum, plus, back, p->n / r);
+  if (back) dit_passes(p, z);
 }
 
 // The rows whose spectra are rows a and b of a plane: their real and imaginary part.

@@ -60,8 +60,9 @@ static void read_line(const struct view *v, int64_t from, int64_t ahead, const s
   }
 }
 
-// count points, z[0 ..) + bias, to the pixels from `from` on. Adds 0 * value to *check.
-static void write_line(const struct view *v, int64_t from, int64_t count, const float *z, vf bias,
+// count points, z[0 ..) + bias, to the pixels from `from` on; with `add`, added to what is there. Adds
+// 0 * value to *check.
+static void write_line(const struct view *v, int64_t from, int64_t count, const float *z, vf bias, int add,
                        vf *check) {
   vf sum = *check;
   if (v->together || v->step != 1) {
@@ -69,10 +70,14 @@ static void write_line(const struct view *v, int64_t from, int64_t count, const 
       vf t = load(z + j * POINT) + bias;
       sum += t * 0.0f;
       float *p = (float *)v->lane[0] + (from + j) * v->step;
-      if (v->together)
-        store_part(p, t, v->lanes);
-      else
-        for (int l = 0; l < v->lanes; l++) ((float *)v->lane[l])[(from + j) * v->step] = t[l];
+      if (v->together) {
+        store_part(p, add ? t + load_part(p, v->lanes) : t, v->lanes);
+      } else {
+        for (int l = 0; l < v->lanes; l++) {
+          p = (float *)v->lane[l] + (from + j) * v->step;
+          *p = add ? t[l] + *p : t[l];
+        }
+      }
     }
     *check = sum;
     return;
@@ -83,7 +88,7 @@ static void write_line(const struct view *v, int64_t from, int64_t count, const 
     if (n == VF) {
       UNROLL for (int q = 0; q < VF; q++) t[q] = load(z + (j + q) * POINT) + bias, sum += t[q] * 0.0f;
       transpose(t);
-      if (v->lanes == VF) {
+      if (v->lanes == VF && !add) {
         UNROLL for (int l = 0; l < VF; l++) store((float *)v->lane[l] + from + j, t[l]);
         continue;
       }
@@ -92,7 +97,10 @@ static void write_line(const struct view *v, int64_t from, int64_t count, const 
       for (int64_t q = n; q < VF; q++) t[q] = zero();
       transpose(t);
     }
-    for (int l = 0; l < v->lanes; l++) store_part((float *)v->lane[l] + from + j, t[l], n);
+    for (int l = 0; l < v->lanes; l++) {
+      float *p = (float *)v->lane[l] + from + j;
+      store_part(p, add ? t[l] + load_part(p, n) : t[l], n);
+    }
   }
   *check = sum;
 }

@@ -23,5 +23,6 @@ const struct isa SUFFIXED(isa) = {
     [FFT_SPECTRUM] = {spectrum_items, spectrum_scratch, spectrum_run},
     [FFT_FORWARD] = {fft_items, fft_scratch, fft_run},
     [FFT_WEIGHT_GRAD] = {fft_grad_items, fft_grad_scratch, fft_grad_run},
+    [FFT_BACKWARD] = {fft_grad_items, fft_back_scratch, fft_back_run},
   },
 };

@@ -8,6 +8,9 @@
 //                                         n has a prime factor above 7 or is too large
 //   same(threads, a, b, bytes) -> bool    whether two blocks of memory hold the same bits
 //   run(kernel, isa, threads, geometry, x, w, spectrum, bias, gy, y)
+//   backward(isa, threads, x, gx, branch[, branch]) -> bool
+//                                         FFT_BACKWARD; branch is (geometry, spectrum, gy, dw), both of
+//                                         the same points. False: gx is wrong, there are NaN or Inf
 //
 // kernel is a value of the enum in dwconv.h, isa an index into isas(), geometry the bytes of a
 // struct geometry, the rest addresses, 0 for none.
@@ -121,7 +124,7 @@ static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count)
   char *bytes;
   Py_ssize_t size;
   if (PyBytes_AsStringAndSize(args[3], &bytes, &size)) return NULL;
-  if (v[0] < 0 || v[0] >= KERNELS || v[1] < 0 || v[1] >= isa_count ||
+  if (v[0] < 0 || v[0] >= FFT_BACKWARD || v[1] < 0 || v[1] >= isa_count ||
       size != (Py_ssize_t)sizeof(struct geometry)) {
     PyErr_SetString(PyExc_ValueError, "no such kernel or instruction set, or a bad geometry");
     return NULL;
@@ -153,12 +156,65 @@ static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count)
   Py_RETURN_NONE;
 }
 
+static int parse_branch(PyObject *branch, struct work *out) {
+  const char *bytes;
+  Py_ssize_t size;
+  unsigned long long spectrum, gy, dw;
+  if (!PyArg_ParseTuple(branch, "y#KKK", &bytes, &size, &spectrum, &gy, &dw)) return 0;
+  if (size != (Py_ssize_t)sizeof(struct geometry)) {
+    PyErr_SetString(PyExc_ValueError, "a bad geometry");
+    return 0;
+  }
+  memcpy(&out->g, bytes, sizeof out->g);
+  out->spectrum = (const float *)(uintptr_t)spectrum;
+  out->gy = (const float *)(uintptr_t)gy;
+  out->y = (float *)(uintptr_t)dw;
+  out->plan_h = plan_of(out->g.points_h);
+  out->plan_w = plan_of(out->g.points_w);
+  if (!out->plan_h || !out->plan_w) PyErr_NoMemory();
+  return out->plan_h && out->plan_w;
+}
+
+static PyObject *py_backward(PyObject *self, PyObject *args) {
+  (void)self;
+  int isa;
+  long long threads;
+  unsigned long long x, gx;
+  PyObject *first, *other = NULL;
+  struct work second = {0};
+  atomic_int broken = 0;
+  if (!PyArg_ParseTuple(args, "iLKKO!|O!", &isa, &threads, &x, &gx, &PyTuple_Type, &first, &PyTuple_Type,
+                        &other))
+    return NULL;
+  if (isa < 0 || isa >= isa_count) return PyErr_Format(PyExc_ValueError, "no instruction set %d", isa);
+  struct job job = {.kernel = &isas[isa]->kernels[FFT_BACKWARD]};
+  if (!parse_branch(first, &job.work) || (other && !parse_branch(other, &second))) return NULL;
+  const struct geometry *g = &job.work.g;
+  if (other && (second.g.points_h != g->points_h || second.g.points_w != g->points_w ||
+                second.g.kernel_h > g->kernel_h || second.g.kernel_w > g->kernel_w)) {
+    PyErr_SetString(PyExc_ValueError, "the second kernel must be the smaller, with the same points");
+    return NULL;
+  }
+  job.work.x = second.x = (const float *)(uintptr_t)x;
+  job.work.gx = (float *)(uintptr_t)gx;
+  job.work.second = other ? &second : NULL;
+  job.work.broken = &broken;
+  int failed;
+  Py_BEGIN_ALLOW_THREADS
+  failed = dw_parallel(run_items, &job, job.kernel->items(&job.work), job.kernel->scratch(&job.work),
+                       threads);
+  Py_END_ALLOW_THREADS
+  if (failed) return PyErr_NoMemory();
+  return PyBool_FromLong(!atomic_load(&broken));
+}
+
 static PyMethodDef methods[] = {
   {"isas", py_isas, METH_NOARGS, NULL},
   {"set_runtime", py_set_runtime, METH_O, NULL},
   {"point_cost", py_point_cost, METH_O, NULL},
   {"same", (PyCFunction)(void (*)(void))py_same, METH_FASTCALL, NULL},
   {"run", (PyCFunction)(void (*)(void))py_run, METH_FASTCALL, NULL},
+  {"backward", py_backward, METH_VARARGS, NULL},
   {NULL, NULL, 0, NULL},
 };
 
