@@ -1,8 +1,9 @@
 """mmreplk: RepLKNet (CVPR 2022, arXiv 2203.06717) for MMSegmentation, MMDetection and MMPretrain.
 
-Importing the package registers ``RepLKNet`` and makes ``mmreplk::NAME.py`` a config path that
-MMEngine understands; see :mod:`mmreplk.registry` and :mod:`mmreplk.config_scope`. Nothing else
-happens at import, and without MMEngine and MMCV nothing is registered at all.
+Importing the package registers ``RepLKNet`` and what its configs name (a hook, an optimizer
+constructor, an FSDP policy), and makes ``mmreplk::NAME.py`` a config path that MMEngine
+understands; see :mod:`mmreplk.registry` and :mod:`mmreplk.config_scope`. Nothing else happens at
+import, and without MMEngine and MMCV nothing is registered at all.
 """
 
 from importlib.util import find_spec
@@ -26,6 +27,7 @@ def found_packages() -> dict[str, str | None]:
 
 if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     from .config_scope import register_config_scope
+    from .engine import fsdp, layer_decay, samples_hook  # noqa: F401  # registers them
     from .models import RepLKNet
 
     register_config_scope()

@@ -1,0 +1,27 @@
+# Cascade Mask R-CNN, RepLKNet-31B pre-trained on ImageNet-22K, COCO, 3x schedule.
+# Published by the authors: 53.0 box AP, 46.0 mask AP.
+#
+# Total batch 32, 8 GPUs x 4 images. The authors print the rate, 4e-4, but not the total batch; 32
+# is what MMDetection's rule of proportion gives from their FCOS (2e-4 at MMDetection's usual 16).
+# Other machines: keep the 36 epochs and scale the rate with the total batch, --auto-scale-lr; with
+# 8 x 2 images, 2e-4.
+#
+# Starting weights: mmpretrain hosts this network only after its fine-tuning on ImageNet-1K at 224;
+# that file is the default. For the pre-training on ImageNet-22K itself convert the authors' file
+# with tools/convert_checkpoint.py: --cfg-options model.backbone.init_cfg.checkpoint=FILE. From
+# random weights: --cfg-options model.backbone.init_cfg=None.
+_base_ = [
+    '_base_/models/cascade_mask_rcnn_replknet31b.py', '_base_/datasets/coco_instance_480_800.py',
+    '_base_/default_runtime_det.py', '_base_/schedules/adamw_step_36e.py'
+]
+
+checkpoint = ('https://download.openmmlab.com/mmclassification/v0/replknet/'
+              'replknet-31B_in21k-pre_3rdparty_in1k_20221118-54ed5c46.pth')
+model = dict(
+    backbone=dict(
+        drop_path_rate=0.4,
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')))
+
+# 117,266 pictures of train2017 have boxes.
+default_hooks = dict(recipe_samples=dict(samples=36 * 117266))
+auto_scale_lr = dict(enable=False, base_batch_size=32)

@@ -1,0 +1,31 @@
+# Cascade Mask R-CNN, RepLKNet-XL pre-trained on MegData73M, COCO, 3x schedule.
+# Published by the authors: 55.5 box AP, 48.0 mask AP.
+#
+# Total batch 32, 8 GPUs x 4 images. The authors print the rate, 4e-4, but not the total batch; 32
+# is what MMDetection's rule of proportion gives from their FCOS (2e-4 at MMDetection's usual 16).
+# Other machines: keep the 36 epochs and scale the rate with the total batch, --auto-scale-lr; with
+# 8 x 2 images, 2e-4.
+#
+# Starting weights: mmpretrain hosts this network only after its fine-tuning on ImageNet-1K at 320;
+# that file is the default. For the pre-training on MegData73M itself convert the authors' file with
+# tools/convert_checkpoint.py: --cfg-options model.backbone.init_cfg.checkpoint=FILE. From random
+# weights: --cfg-options model.backbone.init_cfg=None.
+_base_ = [
+    '_base_/models/cascade_mask_rcnn_replknet31b.py', '_base_/datasets/coco_instance_480_800.py',
+    '_base_/default_runtime_det.py', '_base_/schedules/adamw_step_36e.py'
+]
+
+checkpoint = ('https://download.openmmlab.com/mmclassification/v0/replknet/'
+              'replknet-XL_meg73m-pre_3rdparty_in1k-320px_20221118-88259b1d.pth')
+model = dict(
+    data_preprocessor=dict(mean=[127.5] * 3, std=[127.5] * 3),
+    backbone=dict(
+        arch='XL',
+        norm_intermediate_features=True,
+        drop_path_rate=0.5,
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')),
+    neck=dict(in_channels=[256, 512, 1024, 2048]))
+
+# 117,266 pictures of train2017 have boxes.
+default_hooks = dict(recipe_samples=dict(samples=36 * 117266))
+auto_scale_lr = dict(enable=False, base_batch_size=32)

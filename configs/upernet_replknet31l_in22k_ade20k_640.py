@@ -1,0 +1,30 @@
+# UperNet, RepLKNet-31L pre-trained on ImageNet-22K, ADE20K, crop 640.
+# Published by the authors: 52.4 mIoU single-scale, 52.7 multi-scale with flip (--tta).
+#
+# Total batch 32, 8 GPUs x 4 images; the authors: 64 GPUs x 1 x 80k iterations. Both see 160k x 32 =
+# 5.12M samples. How to scale to other machines: upernet_replknet31b_ade20k.py.
+#
+# Starting weights: mmpretrain hosts this network only after its fine-tuning on ImageNet-1K at 384;
+# that file is the default. For the pre-training on ImageNet-22K itself convert the authors' file
+# with tools/convert_checkpoint.py: --cfg-options model.backbone.init_cfg.checkpoint=FILE. From
+# random weights: --cfg-options model.backbone.init_cfg=None.
+_base_ = [
+    '_base_/models/upernet_replknet31b.py', '_base_/datasets/ade20k_640.py',
+    '_base_/default_runtime.py', '_base_/schedules/adamw_poly_160k.py'
+]
+
+checkpoint = ('https://download.openmmlab.com/mmclassification/v0/replknet/'
+              'replknet-31L_in21k-pre_3rdparty_in1k-384px_20221118-dc3fc07c.pth')
+model = dict(
+    data_preprocessor=dict(size=(640, 640)),
+    backbone=dict(
+        arch='31L',
+        drop_path_rate=0.3,
+        with_cp=True,
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')),
+    decode_head=dict(in_channels=[192, 384, 768, 1536]),
+    auxiliary_head=dict(in_channels=768),
+    test_cfg=dict(mode='slide', crop_size=(640, 640), stride=(426, 426)))
+
+default_hooks = dict(recipe_samples=dict(samples=160000 * 32))
+auto_scale_lr = dict(enable=False, base_batch_size=32)
