@@ -4,7 +4,6 @@ Each raises an error that names the argument and the remedy; the tools show it a
 """
 
 import os.path as osp
-from collections.abc import Iterator
 from glob import escape as glob_escape
 from glob import glob
 from importlib import import_module
@@ -14,8 +13,10 @@ import torch
 from mmengine.config import Config
 
 from ..models import RepLKNet
-from .datasets import check_data, is_remote
+from .datasets import check_data
 from .launch import check_launcher
+from .paths import check_file, is_remote
+from .weight_checks import check_pretrained, check_weights, use_weights_hook
 
 SCOPES = ('mmseg', 'mmdet', 'mmpretrain')
 
@@ -53,70 +54,47 @@ def check_scope(cfg: Config) -> None:
             'builds them.')
 
 
-def check_file(path: str, argument: str, remedy: str) -> None:
-    """Check that a file exists, unless it is an address.
-
-    Args:
-        path (str): The path or address.
-        argument (str): What the user calls it.
-        remedy (str): What to do about it.
-
-    Raises:
-        FileNotFoundError: If a local file is missing.
-    """
-    if not is_remote(path) and not osp.isfile(osp.expanduser(path)):
-        raise FileNotFoundError(f'{argument}: no such file {path!r}. {remedy}')
-
-
-def _pretrained(node, name: str) -> Iterator[tuple[str, str]]:
-    """Yield (dotted name, path) of every weight file that a model config starts from."""
-    if isinstance(node, (list, tuple)):
-        for index, item in enumerate(node):
-            yield from _pretrained(item, f'{name}.{index}')
-    elif isinstance(node, dict):
-        if node.get('type') == 'Pretrained' and isinstance(node.get('checkpoint'), str):
-            yield f'{name}.checkpoint', node['checkpoint']
-        if isinstance(node.get('pretrained'), str):
-            yield f'{name}.pretrained', node['pretrained']
-        for key, value in node.items():
-            yield from _pretrained(value, f'{name}.{key}')
-
-
-def check_pretrained(cfg: Config) -> None:
-    """Check the local weight files from which the model starts its training.
+def has_replknet(cfg: Config) -> bool:
+    """Say whether the backbone of a config is RepLKNet, by whatever name it is asked for.
 
     Args:
         cfg (Config): The full config.
-
-    Raises:
-        FileNotFoundError: If one is missing.
     """
-    for name, path in _pretrained(cfg.model, 'model'):
-        owner = name.rsplit('.', 1)[0] if name.endswith('.checkpoint') else name
-        check_file(
-            path, name, f'Name another file with --cfg-options {name}=FILE, or start from random '
-            f'weights with --cfg-options {owner}=None.')
+    backbone = cfg.model.get('backbone') or {}
+    registry = import_module(f'{cfg.default_scope}.registry').MODELS
+    return registry.get(str(backbone.get('type'))) is RepLKNet
 
 
-def check_backbone(cfg: Config) -> None:
+def check_backbone(cfg: Config) -> RepLKNet | None:
     """Check the arguments of a RepLKNet backbone by building it without memory.
 
     Args:
         cfg (Config): The full config.
 
+    Returns:
+        RepLKNet | None: The backbone on 'meta'; None if the config's is another network.
+
     Raises:
         ValueError: If an argument is unknown or impossible.
     """
-    backbone = cfg.model.get('backbone') or {}
-    registry = import_module(f'{cfg.default_scope}.registry').MODELS
-    if registry.get(str(backbone.get('type'))) is not RepLKNet:
-        return
-    arguments = {key: value for key, value in backbone.items() if key not in ('type', 'init_cfg')}
+    if not has_replknet(cfg):
+        return None
+    arguments = {
+        key: value for key, value in cfg.model.backbone.items() if key not in ('type', 'init_cfg')
+    }
     try:
         with torch.device('meta'):
-            RepLKNet(**arguments)
+            return RepLKNet(**arguments)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'CONFIG {cfg.filename}: model.backbone: {error}') from error
+
+
+def _last_checkpoint(cfg: Config) -> str | None:
+    pointer = osp.join(cfg.work_dir, 'last_checkpoint')
+    if not osp.isfile(pointer):
+        return None
+    with open(pointer) as file:
+        return file.read().strip()
 
 
 def check_work_dir(cfg: Config) -> None:
@@ -132,13 +110,11 @@ def check_work_dir(cfg: Config) -> None:
         FileExistsError: If the folder holds checkpoints and ``resume`` is not set.
         FileNotFoundError: If ``resume`` follows ``last_checkpoint`` to a file that is gone.
     """
-    pointer = osp.join(cfg.work_dir, 'last_checkpoint')
     if cfg.get('resume'):
-        if not cfg.get('load_from') and osp.isfile(pointer):
-            with open(pointer) as file:
-                target = file.read().strip()
-            check_file(target, f'--resume: {pointer} points to a file that is gone',
-                       'Name the checkpoint itself with --resume FILE.')
+        last = _last_checkpoint(cfg)
+        if not cfg.get('load_from') and last:
+            check_file(last, f'--resume: {cfg.work_dir}/last_checkpoint points to a file that is '
+                       'gone', 'Name the checkpoint itself with --resume FILE.')
         return
     folders = [cfg.work_dir]
     out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
@@ -187,12 +163,15 @@ def check_device(device: str | None) -> None:
                          'use a GPU if there is one.') from error
 
 
-def preflight_train(cfg: Config, launcher: str) -> None:
+def preflight_train(cfg: Config, launcher: str) -> str | None:
     """Make every check of a training run; see the single checks for what they raise.
 
     Args:
         cfg (Config): The full config, options merged.
         launcher (str): The value of ``--launcher``.
+
+    Returns:
+        str | None: A line to log.
     """
     check_scope(cfg)
     check_launcher(launcher)
@@ -202,9 +181,14 @@ def preflight_train(cfg: Config, launcher: str) -> None:
     if cfg.get('load_from'):
         option = '--resume' if cfg.get('resume') else 'load_from'
         check_file(cfg.load_from, option, 'Check the path.')
-    check_backbone(cfg)
-    check_pretrained(cfg)
+    check_pretrained(cfg, check_backbone(cfg))
     check_data(cfg, ('train', 'val'))
+    start = cfg.get('load_from') or (cfg.get('resume') and _last_checkpoint(cfg))
+    if not start or osp.isdir(start):  # DeepSpeed's are folders
+        return None
+    if cfg.get('resume'):
+        return check_weights(cfg, start, '--resume', resume=True)
+    return check_weights(cfg, start, 'load_from', heads_may_differ=True)
 
 
 def preflight_test(cfg: Config, launcher: str) -> None:
@@ -224,3 +208,6 @@ def preflight_test(cfg: Config, launcher: str) -> None:
     check_backbone(cfg)
     check_file(cfg.load_from, 'CHECKPOINT', 'Check the path; train.py writes *.pth to --work-dir.')
     check_data(cfg, ('test', ))
+    check_weights(cfg, cfg.load_from, 'CHECKPOINT')
+    if is_remote(cfg.load_from):
+        use_weights_hook(cfg)

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..registry import MMENGINE_MODELS, MODELS
 from .arch import parse_arch, parse_frozen_stages, parse_out_indices
 from .blocks import RepLKNetStage, run_layer
+from .checkpoint import adopt_final_norm
 from .layers import conv_bn, norm_layer
+from .pretrained import load_pretrained
 from .reparam import ReparamLargeKernelConv
 
 
@@ -196,6 +198,29 @@ class RepLKNet(BaseModule):
         for module in self.modules():
             if isinstance(module, ReparamLargeKernelConv):
                 module.merge_kernel()
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says; weights to start from (``Pretrained``) have to fit.
+
+        They may have the authors' layout or MMPretrain's; see :mod:`mmreplk.models.checkpoint`.
+
+        Raises:
+            ValueError: If the weights are of another network or architecture, or incomplete.
+        """
+        init_cfg, fresh = self.init_cfg, not self.is_init
+        cfgs = init_cfg if isinstance(init_cfg, list) else [init_cfg] if init_cfg else []
+        pretrained = [cfg for cfg in cfgs if cfg['type'] in ('Pretrained', PretrainedInit)]
+        self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = init_cfg
+        for cfg in pretrained if fresh else ():
+            load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        adopt_final_norm(state_dict, prefix, self.state_dict())
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> 'RepLKNet':
         """Set training or evaluation mode, leaving frozen stages and, if asked, norms as they are.

@@ -1,0 +1,258 @@
+"""Do weights fit the model that a config asks for?
+
+MMEngine loads what fits, warns of the rest, and goes on with random numbers in its place; the tools
+ask here before they begin.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import nn
+
+from ..models import RepLKNet
+from ..models.checkpoint import describe_differences, is_merged, num_classes, split, unwrap
+from ..models.pretrained import (
+    MERGED,
+    NOT_MERGED,
+    check_backbone_weights,
+    other_arch,
+    pretrained_body,
+)
+from .cpu import import_with_config
+from .paths import check_file, is_remote
+from .weights import build_model, read_for_mmengine
+
+
+def _pretrained(node, name: str) -> Iterator[tuple[str, str]]:
+    """Yield (dotted name, path) of every weight file that a model config starts from."""
+    if isinstance(node, (list, tuple)):
+        for index, item in enumerate(node):
+            yield from _pretrained(item, f'{name}.{index}')
+    elif isinstance(node, dict):
+        if node.get('type') == 'Pretrained' and isinstance(node.get('checkpoint'), str):
+            yield f'{name}.checkpoint', node['checkpoint']
+        if isinstance(node.get('pretrained'), str):
+            yield f'{name}.pretrained', node['pretrained']
+        for key, value in node.items():
+            yield from _pretrained(value, f'{name}.{key}')
+
+
+def check_pretrained(cfg: Config, backbone: RepLKNet | None = None) -> None:
+    """Check the local weight files from which the model starts its training.
+
+    Of addresses, and of other networks, RepLKNet and MMEngine see what they hold when they load it.
+
+    Args:
+        cfg (Config): The full config.
+        backbone (RepLKNet, optional): The config's, on 'meta'. Defaults to None, another network.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+        ValueError: If one does not fit a RepLKNet backbone that starts from it.
+    """
+    for name, path in _pretrained(cfg.model, 'model'):
+        owner = name.rsplit('.', 1)[0] if name.endswith('.checkpoint') else name
+        remedy = (f'Name another file with --cfg-options {name}=FILE, or start from random weights '
+                  f'with --cfg-options {owner}=None.')
+        check_file(path, name, remedy)
+        if is_remote(path) or backbone is None or not name.startswith('model.backbone.init_cfg.'):
+            continue
+        prefix = _entry(cfg, owner).get('prefix')
+        try:
+            check_backbone_weights(backbone, pretrained_body(read_for_mmengine(path), prefix))
+        except ValueError as error:
+            raise ValueError(f'{name}: {path!r} {error}. {remedy}') from error
+
+
+def _entry(cfg: Config, name: str):
+    node = cfg
+    for key in name.split('.'):
+        node = node[int(key)] if isinstance(node, (list, tuple)) else node[key]
+    return node
+
+
+def check_weights(cfg: Config,
+                  path: str,
+                  argument: str,
+                  resume: bool = False,
+                  heads_may_differ: bool = False,
+                  fetch: bool = False) -> str | None:
+    """Check that a checkpoint fits the config's model, without running it.
+
+    Args:
+        cfg (Config): The full config.
+        path (str): The checkpoint.
+        argument (str): What the user calls it.
+        resume (bool): Whether a training run is to go on from it. Defaults to False.
+        heads_may_differ (bool): Whether the backbone alone has to fit. Defaults to False.
+        fetch (bool): Whether to download an address, into the cache; else it is not looked at.
+            Defaults to False.
+
+    Returns:
+        str | None: A line about what differs, if it may.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint, or one that does not fit.
+    """
+    check_file(path, argument, 'Check the path; train.py writes *.pth to --work-dir.')
+    if is_remote(path) and not fetch:
+        return None
+    model = build_model(cfg)
+    try:
+        checkpoint = (CheckpointLoader.load_checkpoint(path, 'cpu')
+                      if is_remote(path) else read_for_mmengine(path))
+        if resume:
+            check_resumable(checkpoint)
+        difference = check_model_weights(model, checkpoint, heads_may_differ)
+    except ValueError as error:
+        raise ValueError(f'{argument}: {path!r} {error}.') from error
+    return difference and (f'{argument}: {path!r} {difference}. These start from the values that '
+                           'init_weights gives them.')
+
+
+def dry_load(model: nn.Module, state: Mapping) -> tuple[list[str], list[str], list[str]]:
+    """Load weights, hooks of the modules included, and list what MMEngine would warn of.
+
+    Args:
+        model (nn.Module): On 'meta' nothing is loaded.
+        state (Mapping[str, Tensor]): Weights on the same device.
+
+    Returns:
+        tuple[list[str], list[str], list[str]]: Missing and unknown names, and tensors of other
+        shape.
+    """
+    missing, unknown, errors = [], [], []
+
+    def load(module, local, prefix=''):
+        module._load_from_state_dict(local, prefix, {}, True, missing, unknown, errors)
+        for name, child in module._modules.items():
+            if child is not None:
+                start = f'{prefix}{name}.'
+                load(child, {key: value for key, value in local.items() if key.startswith(start)},
+                     start)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # nothing is copied to 'meta', as intended
+        load(model, dict(state))
+    own = model.state_dict()
+    # Modules that rename what they read have dealt with the rest.
+    other = [f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
+             for name in own if name in state and state[name].shape != own[name].shape]
+    missing = [name for name in missing if not name.endswith('num_batches_tracked')]
+    return missing, unknown, other if errors else []
+
+
+def state_for_mmengine(checkpoint: Mapping) -> dict:
+    """The weights that MMEngine would find in a file."""
+    state = checkpoint.get('state_dict', checkpoint)
+    return {str(name).removeprefix('module.'): value for name, value in dict(state).items()
+            if isinstance(value, torch.Tensor)}
+
+
+def check_model_weights(model: nn.Module, checkpoint: Mapping, heads_may_differ: bool = False
+                        ) -> str | None:
+    """Check that a file has every weight of a model, and nothing else for its backbone.
+
+    Args:
+        model (nn.Module): The model, on 'meta'.
+        checkpoint (Mapping): What was read from the file.
+        heads_may_differ (bool): Whether everything but a RepLKNet backbone may be missing or of
+            another shape, as at the start of a fine-tuning. Defaults to False.
+
+    Returns:
+        str | None: A phrase about what differs, if it may.
+
+    Raises:
+        ValueError: If the weights do not fit. The message ends a sentence that begins with the
+            file.
+    """
+    backbone = getattr(model, 'backbone', None)
+    ours = isinstance(backbone, RepLKNet)
+    state = {name: value.to('meta') for name, value in state_for_mmengine(checkpoint).items()}
+    missing, unknown, other = dry_load(model, state)
+    # More heads than the model has do no harm, more layers of the backbone would have an effect.
+    unknown = [name for name in unknown if ours and name.startswith('backbone.')]
+    if not (missing or unknown or other):
+        return None
+    if ours:
+        _explain_backbone(backbone, checkpoint, state)
+    found, wanted = num_classes(state), num_classes(model.state_dict())
+    text = f'does not match the model: {describe_differences(missing, unknown, other)}'
+    nothing = len(missing) == sum(not name.endswith('num_batches_tracked')
+                                  for name in model.state_dict())
+    differs = [name for name in (*missing, *unknown, *other) if name.startswith('backbone.')]
+    if heads_may_differ and not nothing and not (ours and differs):
+        return text
+    if found and wanted and found != wanted:
+        text = f'has {found} classes, but the model {wanted}, and {text}'
+    raise ValueError(text)
+
+
+def _explain_backbone(backbone: RepLKNet, checkpoint: Mapping, state: dict) -> None:
+    """Raise what is wrong if the weights are of another layout, arch, or are merged otherwise."""
+    prefix, body, _ = split(unwrap(checkpoint))
+    reason = other_arch(backbone, body)
+    if reason:
+        raise ValueError(reason)
+    if is_merged(body) != backbone.deploy:
+        raise ValueError(MERGED if is_merged(body) else NOT_MERGED)
+    if not prefix or 'backbone.stem.0.conv.weight' not in state:
+        raise ValueError('holds the right backbone in a layout that MMEngine does not read: '
+                         'tools/convert_checkpoint.py turns it into a file that this config loads')
+
+
+def check_resumable(checkpoint: Mapping) -> None:
+    """Check that a file holds the state of a training run.
+
+    Args:
+        checkpoint (Mapping): What was read from it.
+
+    Raises:
+        ValueError: If there are weights alone.
+    """
+    meta = checkpoint.get('meta')
+    if not isinstance(meta, Mapping) or not {'epoch', 'iter'} <= set(meta):
+        raise ValueError('holds weights but no state of a training run (meta.epoch, meta.iter). To '
+                         'start a new run from it, use --cfg-options load_from=FILE')
+
+
+@HOOKS.register_module()
+class CheckWeightsHook(Hook):
+    """Refuse a checkpoint that does not fit, where it could not be looked at before: an address."""
+
+    # Before EMAHook touches it.
+    priority = 'VERY_HIGH'
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Compare the checkpoint with the config's model.
+
+        Args:
+            runner (Runner): The runner.
+            checkpoint (dict): What it has read.
+
+        Raises:
+            ValueError: If it does not fit.
+        """
+        cfg = runner.cfg.copy()
+        if 'module' in cfg.model:  # test-time augmentation
+            cfg.model = cfg.model.module
+        try:
+            check_model_weights(build_model(cfg), checkpoint)
+        except ValueError as error:
+            raise ValueError(f'CHECKPOINT {runner._load_from}: {error}.') from error
+
+
+def use_weights_hook(cfg: Config) -> None:
+    """Add :class:`CheckWeightsHook` to a config.
+
+    Args:
+        cfg (Config): The full config, changed in place.
+    """
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='CheckWeightsHook')]
+    import_with_config(cfg, __name__)
