@@ -16,9 +16,9 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', metavar='CONFIG', help='config file, or mmreplk::NAME.py')
     parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'),
-                        help='size of the image; by default that of the published tables: of a '
-                        'segmentor, the scale of the test pipeline, of a classifier, its crop, of '
-                        'a detector, 800 1280')
+                        help='size of the image; by default, of a segmentor the scale to which its '
+                        'test pipeline resizes, of a classifier the crop of its test pipeline, of '
+                        'a detector 800 1280')
     parser.add_argument('--deploy', action='store_true',
                         help='count the merged network: one kernel for each large and small one')
     cli.add_cfg_options(parser)

@@ -10,7 +10,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
-    from mmreplk.engine import cli, launch, options, preflight
+    from mmreplk.engine import cli, launch, options, preflight, reduce
 except (ImportError, RuntimeError) as error:
     print(f'train.py: error: {error}', file=sys.stderr)
     sys.exit(2)
@@ -23,12 +23,16 @@ def parse_args():
                         help='go on from the last checkpoint of the work dir, or from FILE')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the total batch')
+    parser.add_argument('--reduce', type=int, metavar='N',
+                        help='try the config on a small network: widths divided by N, one pair of '
+                        'blocks a stage, random weights; the data stay as they are')
     cli.add_common_arguments(parser)
     return parser, parser.parse_args()
 
 
 def main():
     parser, args = parse_args()
+    notes = []
     with cli.clear_errors(parser, args.launcher):
         cfg = cli.prepare(args)
         if args.amp:
@@ -37,10 +41,13 @@ def main():
             options.use_auto_scale_lr(cfg)
         if args.resume:
             options.use_resume(cfg, args.resume)
-        preflight.preflight_train(cfg, args.launcher)
-        note = launch.fit_to_hardware(cfg, args.launcher)
+        if args.reduce is not None:
+            preflight.check_scope(cfg)
+            notes.append(reduce.reduce_model(cfg, args.reduce))
+        notes.append(preflight.preflight_train(cfg, args.launcher))
+        notes.append(launch.fit_to_hardware(cfg, args.launcher))
     with launch.process_group(cfg, args.launcher):
-        cli.build_runner(cfg, note).train()
+        cli.build_runner(cfg, *notes).train()
     launch.finish(args.launcher)
 
 

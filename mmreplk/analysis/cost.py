@@ -113,7 +113,7 @@ def cost_of(cfg: Config, shape: tuple[int, int] | None = None, deploy: bool = Fa
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     image = torch.empty(1, first.in_channels, *shape, device='meta')
     try:
-        with _parts_announced(model, counter), torch.no_grad(), counter:
+        with _silence(), _parts_announced(model, counter), torch.no_grad(), counter:
             _run(model, image)
     except (NotImplementedError, RuntimeError) as error:
         raise RuntimeError(f'CONFIG {cfg.filename}: the model cannot be counted on an image of '
@@ -124,14 +124,15 @@ def cost_of(cfg: Config, shape: tuple[int, int] | None = None, deploy: bool = Fa
 
 
 def default_shape(cfg: Config) -> tuple[int, int]:
-    """The size of image at which the field counts a model.
+    """The size of image at which a config's model is counted unless another is asked for.
 
     Args:
         cfg (Config): The full config.
 
     Returns:
-        tuple[int, int]: Height and width: of a segmentor, ``scale`` of the test pipeline's resize;
-        of a classifier, the test pipeline's crop; of a detector, 800 and 1280.
+        tuple[int, int]: Height and width: of a segmentor, the scale to which its test pipeline
+        resizes; of a classifier, the crop of its test pipeline; of a detector, 800 and 1280, as in
+        the tables of the field.
 
     Raises:
         ValueError: If the test pipeline has no such step.
@@ -162,8 +163,7 @@ def build_on_meta(cfg: Config) -> nn.Module:
     init_default_scope(cfg.default_scope)
     model_cfg = deepcopy(cfg.model)
     replace_sync_bn(model_cfg)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # what losses warn of does not matter here
+    with _silence():
         try:
             with torch.device('meta'):
                 model = MODELS.build(model_cfg)
@@ -212,6 +212,14 @@ def _counted(cost: ModelCost) -> str:
         text += (f'\nEach box head sees {PROPOSALS} proposals, each mask head {INSTANCES} '
                  'instances.')
     return text
+
+
+@contextmanager
+def _silence():
+    """Without what losses and resizing warn of: nothing is trained or predicted here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
 
 
 def _part_names(model: nn.Module) -> list[str]:

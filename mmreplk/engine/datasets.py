@@ -1,24 +1,20 @@
-"""Do the files exist that the datasets of a config read?
+"""Do the files exist that the datasets of a config read, and do they lie as expected?
 
 Knows the arguments that the datasets of all three codebases share: ``data_root``, ``ann_file`` and
 ``data_prefix``, at any depth of wrappers (``dataset``, ``datasets``).
 """
 
 import os.path as osp
-import re
 from collections.abc import Iterator
 
 from mmengine.config import Config
 
+from .layouts import layout_problems
+from .paths import is_remote
+
 # These fetch their files themselves, unless told not to.
 DOWNLOADING = {'CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST'}
 LOCAL_BACKENDS = {None, 'local', 'disk', 'LocalBackend'}
-
-
-def is_remote(path: str) -> bool:
-    """Say whether a path is an address or names a storage backend, and so cannot be looked up."""
-    # Two characters at least before the colon: `C:` is a drive.
-    return '://' in path or re.match(r'[A-Za-z0-9+.-]{2,}:', path) is not None
 
 
 def _texts(value, name: str) -> Iterator[tuple[str, str]]:
@@ -37,16 +33,19 @@ def _reads_labels(dataset: dict) -> bool:
     return 'pipeline' not in dataset or 'LoadAnnotations' in str(dataset['pipeline'])
 
 
-def _missing_of_dataset(dataset: dict, name: str) -> Iterator[tuple[str, str]]:
+def _is_looked_for(dataset: dict) -> bool:
+    """Whether its files have to be on this machine already."""
     backend = (dataset.get('backend_args') or {}).get('backend')
     kind = dataset.get('type')
     kind = getattr(kind, '__name__', kind)
     if backend not in LOCAL_BACKENDS or (kind in DOWNLOADING and dataset.get('download', True)):
-        return
+        return False
+    return not is_remote(str(dataset.get('data_root') or ''))
+
+
+def _missing_of_dataset(dataset: dict, name: str) -> Iterator[tuple[str, str]]:
     root = dataset.get('data_root') or ''
     root = root if isinstance(root, str) else ''
-    if is_remote(root):
-        return
     children = [*_texts(dataset.get('ann_file'), f'{name}.ann_file')]
     children += _texts(dataset.get('data_prefix'), f'{name}.data_prefix')
     if not _reads_labels(dataset):
@@ -66,6 +65,19 @@ def _missing_of_dataset(dataset: dict, name: str) -> Iterator[tuple[str, str]]:
         yield argument, path
 
 
+def _local_datasets(node, name: str) -> Iterator[tuple[str, dict]]:
+    """Yield (dotted name, config) of the local data sets in a config with wrappers or lists."""
+    if isinstance(node, (list, tuple)):
+        for index, item in enumerate(node):
+            yield from _local_datasets(item, f'{name}.{index}')
+    elif isinstance(node, dict):
+        for key in ('dataset', 'datasets'):
+            if key in node:
+                yield from _local_datasets(node[key], f'{name}.{key}')
+        if {'data_root', 'ann_file', 'data_prefix'} & set(node) and _is_looked_for(node):
+            yield name, node
+
+
 def missing_files(node, name: str) -> Iterator[tuple[str, str]]:
     """Find what the datasets in a part of a config read and what is not there.
 
@@ -76,15 +88,8 @@ def missing_files(node, name: str) -> Iterator[tuple[str, str]]:
     Yields:
         tuple[str, str]: The dotted name of the argument, and the missing path.
     """
-    if isinstance(node, (list, tuple)):
-        for index, item in enumerate(node):
-            yield from missing_files(item, f'{name}.{index}')
-    elif isinstance(node, dict):
-        for key in ('dataset', 'datasets'):
-            if key in node:
-                yield from missing_files(node[key], f'{name}.{key}')
-        if {'data_root', 'ann_file', 'data_prefix'} & set(node):
-            yield from _missing_of_dataset(node, name)
+    for inner, dataset in _local_datasets(node, name):
+        yield from _missing_of_dataset(dataset, inner)
 
 
 def _missing_of_evaluator(node, name: str) -> Iterator[tuple[str, str]]:
@@ -100,7 +105,7 @@ def _missing_of_evaluator(node, name: str) -> Iterator[tuple[str, str]]:
 
 
 def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
-    """Check that the data of the given phases are there.
+    """Check that the data of the given phases are there and lie as their classes expect.
 
     Args:
         cfg (Config): The full config.
@@ -109,18 +114,27 @@ def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
 
     Raises:
         FileNotFoundError: If anything is missing. Lists it all, with the arguments that name it.
+        ValueError: If files do not fit each other or the data set. Lists it all.
     """
     missing = []
+    loaders = {f'{phase}_dataloader.dataset': loader['dataset'] for phase in phases
+               if (loader := cfg.get(f'{phase}_dataloader')) is not None}
+    for name, dataset in loaders.items():
+        missing += missing_files(dataset, name)
     for phase in phases:
-        loader = cfg.get(f'{phase}_dataloader')
-        if loader is None:
-            continue
-        missing += missing_files(loader.get('dataset'), f'{phase}_dataloader.dataset')
-        missing += _missing_of_evaluator(cfg.get(f'{phase}_evaluator'), f'{phase}_evaluator')
-    if not missing:
-        return
-    lines = [f'  {name}: {path!r} ({osp.abspath(path)})' for name, path in missing]
-    options = ' '.join(f'{name}=PATH' for name, _ in missing)
-    raise FileNotFoundError('data are missing:\n' + '\n'.join(lines) +
-                            f'\nPut or link them there, or say where they are: --cfg-options '
-                            f'{options}')
+        if cfg.get(f'{phase}_dataloader') is not None:
+            missing += _missing_of_evaluator(cfg.get(f'{phase}_evaluator'), f'{phase}_evaluator')
+    if missing:
+        lines = [f'  {name}: {path!r} ({osp.abspath(path)})' for name, path in missing]
+        options = ' '.join(f'{name}=PATH' for name, _ in missing)
+        raise FileNotFoundError('data are missing:\n' + '\n'.join(lines) +
+                                f'\nPut or link them there, or say where they are: --cfg-options '
+                                f'{options}')
+    problems = [
+        problem for name, dataset in loaders.items()
+        for inner, leaf in _local_datasets(dataset, name)
+        for problem in layout_problems(leaf, inner, cfg.get('default_scope'))
+    ]
+    if problems:
+        raise ValueError('data do not lie as their data set needs them:\n  '
+                         + '\n  '.join(problems))
