@@ -10,7 +10,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
-    from mmreplk.engine import cli, evaluation, launch, preflight
+    from mmreplk.engine import cli, evaluation, fsdp, launch, preflight
 except (ImportError, RuntimeError) as error:
     print(f'test.py: error: {error}', file=sys.stderr)
     sys.exit(2)
@@ -37,6 +37,7 @@ def main():
         cfg.load_from, cfg.resume = args.checkpoint, False
         preflight.preflight_test(cfg, args.launcher)
         evaluation.name_as_test(cfg)
+        notes.append(fsdp.unshard(cfg))
         if args.tta:
             evaluation.use_tta(cfg)
         if args.amp:

@@ -1,7 +1,7 @@
 # MMEngine's FlexibleRunner with FSDP: each block of RepLKNet is a unit, all else is the outer one.
 runner_type = 'FlexibleRunner'
 strategy = dict(
-    type='FSDPStrategy',
+    type='ResumableFSDPStrategy',
     model_wrapper=dict(
         type='MMFullyShardedDataParallel',
         use_orig_params=True,

@@ -1,9 +1,17 @@
-"""How FSDP cuts a model that has RepLKNet in it (MMEngine's ``FSDPStrategy``)."""
+"""Training sharded by FSDP: how it cuts a RepLKNet, and what it needs from the processes.
 
-from mmengine.registry import FUNCTIONS
+The configs take MMEngine's ``FlexibleRunner`` with the strategy below.
+"""
+
+from mmengine._strategy import FSDPStrategy
+from mmengine.config import Config
+from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..models.blocks import ConvFFN, RepLKBlock
+
+OPTIMIZER_KEYS = ('state', 'param_groups')
 
 
 @FUNCTIONS.register_module()
@@ -23,3 +31,96 @@ def wrap_replknet_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int
         bool: Whether to look inside, or to wrap.
     """
     return recurse or isinstance(module, (RepLKBlock, ConvFFN))
+
+
+@STRATEGIES.register_module()
+class ResumableFSDPStrategy(FSDPStrategy):
+    """MMEngine's ``FSDPStrategy``, able to resume.
+
+    That of MMEngine 0.10 hands the optimizer's state to PyTorch in an order of arguments that
+    PyTorch has given up (2.1), so every ``--resume`` fails; and what its optimizer wrapper keeps
+    beside the state (the loss scale, the base learning rate of the log) is lost.
+    """
+
+    def optim_state_dict(self) -> dict:
+        """Gather the optimizer's state from all processes.
+
+        Returns:
+            dict: ``state`` and ``param_groups`` by parameter names, and what the wrapper adds.
+        """
+        state = FullyShardedDataParallel.optim_state_dict(self.model, self.optim_wrapper.optimizer)
+        whole = self.optim_wrapper.state_dict()
+        return {**state, **{key: whole[key] for key in whole if key not in OPTIMIZER_KEYS}}
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        """Spread the optimizer's state over the processes.
+
+        Args:
+            state_dict (dict): As :meth:`optim_state_dict` returns it.
+        """
+        state = FullyShardedDataParallel.optim_state_dict_to_load(
+            model=self.model,
+            optim=self.optim_wrapper.optimizer,
+            optim_state_dict={key: state_dict[key] for key in OPTIMIZER_KEYS})
+        others = {key: state_dict[key] for key in state_dict if key not in OPTIMIZER_KEYS}
+        self.optim_wrapper.load_state_dict({**state, **others})
+
+
+def is_sharded(cfg: Config) -> bool:
+    """Whether a config asks for FSDP.
+
+    Args:
+        cfg (Config): The full config.
+
+    Returns:
+        bool: True for MMEngine's strategy and for the one of this module.
+    """
+    return (cfg.get('strategy') or {}).get('type') in ('FSDPStrategy', 'ResumableFSDPStrategy')
+
+
+def fit_fsdp(cfg: Config, launcher: str, gpu: bool) -> None:
+    """Check that there is a process group to shard over, and move FSDP to the CPU without a GPU.
+
+    Args:
+        cfg (Config): The full config, changed in place.
+        launcher (str): ``none``, ``pytorch``, ``slurm`` or ``mpi``.
+        gpu (bool): Whether models are put on a GPU.
+
+    Raises:
+        ValueError: If FSDP is asked for and there is no launcher.
+    """
+    if not is_sharded(cfg):
+        return
+    if launcher == 'none':
+        raise ValueError(
+            f'--launcher none: CONFIG {cfg.filename} shards the model over processes (FSDP)'
+            ', and a launcher has to start them, be it only one: `bash tools/dist_train.sh CONFIG '
+            'GPUS`.')
+    if gpu:
+        return
+    wrapper = cfg.strategy.get('model_wrapper') or dict(type='MMFullyShardedDataParallel')
+    wrapper['device_id'] = 'cpu'
+    cfg.strategy['model_wrapper'] = wrapper
+    if cfg.strategy.get('state_dict_cfg') == 'full':
+        # 'full' copies to the CPU what is there already, and the process dies (torch 2.12.1).
+        options = dict(offload_to_cpu=False, rank0_only=False)
+        cfg.strategy['state_dict_cfg'] = dict(
+            state_dict_type='FULL_STATE_DICT',
+            state_dict_config=dict(type='FullStateDictConfig', **options),
+            optim_state_dict_config=dict(type='FullOptimStateDictConfig', **options))
+
+
+def unshard(cfg: Config) -> str | None:
+    """Take FSDP out of a config, for tests: its checkpoints are whole, and nothing is trained.
+
+    Args:
+        cfg (Config): The full config, changed in place.
+
+    Returns:
+        str | None: A line for the log, if there was FSDP.
+    """
+    if not is_sharded(cfg):
+        return None
+    for key in ('strategy', 'runner_type'):
+        cfg.pop(key, None)
+    return 'FSDP is for training; the test runs without it.'

@@ -19,6 +19,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from .cpu import use_cpu_modules
+from .fsdp import fit_fsdp
 
 # Launcher to its names for rank, number of processes and rank on this machine.
 PROCESS_ENV = {
@@ -196,8 +197,12 @@ def fit_to_hardware(cfg: Config, launcher: str) -> str | None:
 
     Returns:
         str | None: One line to log about it; None if nothing was changed and nothing is missing.
+
+    Raises:
+        ValueError: If the config shards the model by FSDP and no launcher started the process.
     """
     gpu, processes = has_gpu(), process_count(launcher)
+    fit_fsdp(cfg, launcher, gpu)
     if gpu and processes > 1:
         return None
     replaced = replace_sync_bn(cfg.model)

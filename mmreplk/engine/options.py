@@ -24,7 +24,7 @@ def use_amp(cfg: Config) -> None:
 
 
 def use_auto_scale_lr(cfg: Config) -> None:
-    """``--auto-scale-lr``: scale the learning rate with the total batch.
+    """``--auto-scale-lr``: scale the learning rate with the total batch, accumulation included.
 
     Args:
         cfg (Config): The full config, changed in place.
@@ -37,7 +37,12 @@ def use_auto_scale_lr(cfg: Config) -> None:
             f'--auto-scale-lr: CONFIG {cfg.filename} has no auto_scale_lr.base_batch_size, the '
             'total batch that its learning rate is meant for. Give it with --cfg-options '
             'auto_scale_lr.base_batch_size=N.')
+    if cfg.auto_scale_lr.get('enable'):
+        return
     cfg.auto_scale_lr.enable = True
+    # MMEngine compares the base with GPUs x images, the batch of one accumulated step.
+    steps = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    cfg.auto_scale_lr.base_batch_size /= steps
 
 
 def use_resume(cfg: Config, resume: str) -> None:

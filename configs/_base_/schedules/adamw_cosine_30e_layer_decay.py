@@ -5,7 +5,7 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=4e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-8),
     constructor='RepLKNetLayerDecayConstructor',
     paramwise_cfg=dict(
-        layer_decay=0.7, norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
+        layer_decay=0.7, norm_decay_mult=0.0, bias_decay_mult=0.0),
     accumulative_counts=4)
 # The minimum is a ratio: each layer has a minimum of its own, decayed like its rate.
 param_scheduler = [
