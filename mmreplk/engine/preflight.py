@@ -89,6 +89,47 @@ def check_backbone(cfg: Config) -> RepLKNet | None:
         raise ValueError(f'CONFIG {cfg.filename}: model.backbone: {error}') from error
 
 
+def check_replknet(cfg: Config) -> RepLKNet:
+    """Check that a config has a RepLKNet backbone, of a codebase that is installed.
+
+    Args:
+        cfg (Config): The full config.
+
+    Returns:
+        RepLKNet: The backbone on 'meta'.
+
+    Raises:
+        ModuleNotFoundError: If its codebase is not installed.
+        ValueError: If the backbone is another network, or has an impossible argument.
+    """
+    check_scope(cfg)
+    backbone = check_backbone(cfg)
+    if backbone is None:
+        kind = (cfg.model.get('backbone') or {}).get('type')
+        raise ValueError(f'CONFIG {cfg.filename}: model.backbone is {kind!r}, not '
+                         'mmreplk.RepLKNet, for which this tool is made.')
+    return backbone
+
+
+def check_mergeable(cfg: Config) -> None:
+    """Check that a config has a RepLKNet backbone that can be merged, and a test pipeline.
+
+    Args:
+        cfg (Config): The full config.
+
+    Raises:
+        ModuleNotFoundError: If its codebase is not installed.
+        ValueError: If the backbone is another network, or is merged already, or there is no
+            ``test_dataloader``.
+    """
+    if check_replknet(cfg).deploy:
+        raise ValueError(f'CONFIG {cfg.filename}: model.backbone.deploy is True: this is the '
+                         'config of a merged model. Name that of the trained one.')
+    if cfg.get('test_dataloader') is None:
+        raise ValueError(f'CONFIG {cfg.filename}: has no test_dataloader, whose pipeline prepares '
+                         'the picture to compare on.')
+
+
 def _last_checkpoint(cfg: Config) -> str | None:
     pointer = osp.join(cfg.work_dir, 'last_checkpoint')
     if not osp.isfile(pointer):

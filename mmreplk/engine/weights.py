@@ -98,12 +98,16 @@ def read_for_mmengine(path: str) -> Mapping:
         return CheckpointLoader.load_checkpoint(path, map_location='cpu')
 
 
-def write_new(path: str, write: Callable[[str], None]) -> None:
+def write_new(path: str, write: Callable[[str], bool | None]) -> bool:
     """Write a file that must not exist yet; it appears whole or not at all.
 
     Args:
         path (str): The file.
-        write (Callable[[str], None]): Writes to the path that it is given.
+        write (Callable[[str], bool | None]): Writes to the path that it is given; False if it has
+            found that the file must not be.
+
+    Returns:
+        bool: Whether the file is there now.
 
     Raises:
         FileExistsError: If the file exists by then.
@@ -112,7 +116,8 @@ def write_new(path: str, write: Callable[[str], None]) -> None:
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as inside:
         draft = osp.join(inside, osp.basename(path))
-        write(draft)
+        if write(draft) is False:
+            return False
         try:
             os.link(draft, path)  # unlike a renaming, refuses to replace a file
         except FileExistsError:
@@ -121,6 +126,7 @@ def write_new(path: str, write: Callable[[str], None]) -> None:
             if osp.exists(path):
                 raise FileExistsError(f'{path!r} exists; it is left as it is') from None
             os.rename(draft, path)
+    return True
 
 
 def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
