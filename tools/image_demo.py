@@ -31,7 +31,7 @@ def main():
         preflight.check_scope(cfg)
         preflight.check_file(args.image, 'IMAGE', 'Check the path.')
         preflight.check_backbone(cfg)
-        preflight.check_weights(cfg, args.checkpoint, 'CHECKPOINT', fetch=True)
+        preflight.check_weights(cfg, args.checkpoint, 'CHECKPOINT')
         preflight.check_device(args.device)
         preflight.check_output(args.out, '--out')
         launch.fit_to_hardware(cfg, 'none')

@@ -14,9 +14,9 @@ from mmengine.config import Config
 
 from ..models import RepLKNet
 from .datasets import check_data
-from .launch import check_launcher
-from .paths import check_file, is_remote
-from .weight_checks import check_pretrained, check_weights, use_weights_hook
+from .launch import check_launcher, local_rank
+from .paths import check_file
+from .weight_checks import check_pretrained, check_weights
 
 SCOPES = ('mmseg', 'mmdet', 'mmpretrain')
 
@@ -222,14 +222,16 @@ def preflight_train(cfg: Config, launcher: str) -> str | None:
     if cfg.get('load_from'):
         option = '--resume' if cfg.get('resume') else 'load_from'
         check_file(cfg.load_from, option, 'Check the path.')
-    check_pretrained(cfg, check_backbone(cfg))
+    backbone = check_backbone(cfg)
     check_data(cfg, ('train', 'val'))
+    first = local_rank(launcher) == 0
+    notes = [check_pretrained(cfg, backbone, first)]
     start = cfg.get('load_from') or (cfg.get('resume') and _last_checkpoint(cfg))
-    if not start or osp.isdir(start):  # DeepSpeed's are folders
-        return None
-    if cfg.get('resume'):
-        return check_weights(cfg, start, '--resume', resume=True)
-    return check_weights(cfg, start, 'load_from', heads_may_differ=True)
+    if start and not osp.isdir(start):  # DeepSpeed's are folders
+        resume = bool(cfg.get('resume'))
+        notes.append(check_weights(cfg, start, '--resume' if resume else 'load_from', resume,
+                                   heads_may_differ=not resume, first=first))
+    return '\n'.join(filter(None, notes)) or None
 
 
 def preflight_test(cfg: Config, launcher: str) -> None:
@@ -249,6 +251,4 @@ def preflight_test(cfg: Config, launcher: str) -> None:
     check_backbone(cfg)
     check_file(cfg.load_from, 'CHECKPOINT', 'Check the path; train.py writes *.pth to --work-dir.')
     check_data(cfg, ('test', ))
-    check_weights(cfg, cfg.load_from, 'CHECKPOINT')
-    if is_remote(cfg.load_from):
-        use_weights_hook(cfg)
+    check_weights(cfg, cfg.load_from, 'CHECKPOINT', first=local_rank(launcher) == 0)

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
@@ -23,9 +21,10 @@ from ..models.pretrained import (
     other_arch,
     pretrained_body,
 )
-from .cpu import import_with_config
 from .paths import check_file, is_remote
 from .weights import build_model, read_for_mmengine
+
+_RANDOM = 'These start from the values that init_weights gives them.'
 
 
 def _pretrained(node, name: str) -> Iterator[tuple[str, str]]:
@@ -42,31 +41,43 @@ def _pretrained(node, name: str) -> Iterator[tuple[str, str]]:
             yield from _pretrained(value, f'{name}.{key}')
 
 
-def check_pretrained(cfg: Config, backbone: RepLKNet | None = None) -> None:
-    """Check the local weight files from which the model starts its training.
+def check_pretrained(cfg: Config, backbone: RepLKNet | None = None, first: bool = True
+                     ) -> str | None:
+    """Check the weight files from which the model starts its training.
 
-    Of addresses, and of other networks, RepLKNet and MMEngine see what they hold when they load it.
+    Of networks that are not RepLKNet, only whether local files exist.
 
     Args:
         cfg (Config): The full config.
         backbone (RepLKNet, optional): The config's, on 'meta'. Defaults to None, another network.
+        first (bool): Whether this process is the one of its machine that fetches addresses, into
+            MMEngine's cache, to look at them. Defaults to True.
+
+    Returns:
+        str | None: Lines about heads that differ.
 
     Raises:
         FileNotFoundError: If one is missing.
-        ValueError: If one does not fit a RepLKNet backbone that starts from it.
+        ValueError: If one cannot be fetched or does not fit.
     """
+    notes = []
     for name, path in _pretrained(cfg.model, 'model'):
         owner = name.rsplit('.', 1)[0] if name.endswith('.checkpoint') else name
         remedy = (f'Name another file with --cfg-options {name}=FILE, or start from random weights '
                   f'with --cfg-options {owner}=None.')
         check_file(path, name, remedy)
-        if is_remote(path) or backbone is None or not name.startswith('model.backbone.init_cfg.'):
+        if backbone is None or (is_remote(path) and not first):
             continue
-        prefix = _entry(cfg, owner).get('prefix')
         try:
-            check_backbone_weights(backbone, pretrained_body(read_for_mmengine(path), prefix))
+            if name.startswith('model.backbone.init_cfg.'):
+                prefix = _entry(cfg, owner).get('prefix')
+                check_backbone_weights(backbone, pretrained_body(_read(path), prefix))
+            elif name.startswith('model.init_cfg.'):
+                difference = check_model_weights(build_model(cfg), _read(path), True)
+                notes.append(difference and f'{name}: {path!r} {difference}. {_RANDOM}')
         except ValueError as error:
             raise ValueError(f'{name}: {path!r} {error}. {remedy}') from error
+    return '\n'.join(filter(None, notes)) or None
 
 
 def _entry(cfg: Config, name: str):
@@ -76,12 +87,22 @@ def _entry(cfg: Config, name: str):
     return node
 
 
+def _read(path: str) -> Mapping:
+    if not is_remote(path):
+        return read_for_mmengine(path)
+    try:
+        return CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    except Exception as error:  # whatever a connection or its libraries raise
+        raise ValueError(f'cannot be fetched ({type(error).__name__}: {error}); without a '
+                         'connection, name a local copy') from error
+
+
 def check_weights(cfg: Config,
                   path: str,
                   argument: str,
                   resume: bool = False,
                   heads_may_differ: bool = False,
-                  fetch: bool = False) -> str | None:
+                  first: bool = True) -> str | None:
     """Check that a checkpoint fits the config's model, without running it.
 
     Args:
@@ -90,8 +111,7 @@ def check_weights(cfg: Config,
         argument (str): What the user calls it.
         resume (bool): Whether a training run is to go on from it. Defaults to False.
         heads_may_differ (bool): Whether the backbone alone has to fit. Defaults to False.
-        fetch (bool): Whether to download an address, into the cache; else it is not looked at.
-            Defaults to False.
+        first (bool): As of :func:`check_pretrained`. Defaults to True.
 
     Returns:
         str | None: A line about what differs, if it may.
@@ -101,19 +121,17 @@ def check_weights(cfg: Config,
         ValueError: If it is no checkpoint, or one that does not fit.
     """
     check_file(path, argument, 'Check the path; train.py writes *.pth to --work-dir.')
-    if is_remote(path) and not fetch:
+    if is_remote(path) and not first:
         return None
     model = build_model(cfg)
     try:
-        checkpoint = (CheckpointLoader.load_checkpoint(path, 'cpu')
-                      if is_remote(path) else read_for_mmengine(path))
+        checkpoint = _read(path)
         if resume:
             check_resumable(checkpoint)
         difference = check_model_weights(model, checkpoint, heads_may_differ)
     except ValueError as error:
         raise ValueError(f'{argument}: {path!r} {error}.') from error
-    return difference and (f'{argument}: {path!r} {difference}. These start from the values that '
-                           'init_weights gives them.')
+    return difference and f'{argument}: {path!r} {difference}. {_RANDOM}'
 
 
 def dry_load(model: nn.Module, state: Mapping) -> tuple[list[str], list[str], list[str]]:
@@ -220,39 +238,3 @@ def check_resumable(checkpoint: Mapping) -> None:
     if not isinstance(meta, Mapping) or not {'epoch', 'iter'} <= set(meta):
         raise ValueError('holds weights but no state of a training run (meta.epoch, meta.iter). To '
                          'start a new run from it, use --cfg-options load_from=FILE')
-
-
-@HOOKS.register_module()
-class CheckWeightsHook(Hook):
-    """Refuse a checkpoint that does not fit, where it could not be looked at before: an address."""
-
-    # Before EMAHook touches it.
-    priority = 'VERY_HIGH'
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Compare the checkpoint with the config's model.
-
-        Args:
-            runner (Runner): The runner.
-            checkpoint (dict): What it has read.
-
-        Raises:
-            ValueError: If it does not fit.
-        """
-        cfg = runner.cfg.copy()
-        if 'module' in cfg.model:  # test-time augmentation
-            cfg.model = cfg.model.module
-        try:
-            check_model_weights(build_model(cfg), checkpoint)
-        except ValueError as error:
-            raise ValueError(f'CHECKPOINT {runner._load_from}: {error}.') from error
-
-
-def use_weights_hook(cfg: Config) -> None:
-    """Add :class:`CheckWeightsHook` to a config.
-
-    Args:
-        cfg (Config): The full config, changed in place.
-    """
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='CheckWeightsHook')]
-    import_with_config(cfg, __name__)

@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 
 import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -38,8 +38,9 @@ def _harmless_types():
     numpy_core = np._core if hasattr(np, '_core') else np.core
     numbers = {type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8', 'u4', 'u8')}
     return torch.serialization.safe_globals([
-        argparse.Namespace, HistoryBuffer, (_history_method, 'builtins.getattr'), np.ndarray,
-        np.dtype, numpy_core.multiarray._reconstruct, numpy_core.multiarray.scalar, *numbers
+        argparse.Namespace, ConfigDict, HistoryBuffer, (_history_method, 'builtins.getattr'),
+        np.ndarray, np.dtype, numpy_core.multiarray._reconstruct, numpy_core.multiarray.scalar,
+        *numbers
     ])
 
 
@@ -152,8 +153,9 @@ def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
             try:
                 with torch.device(device):
                     return registry.build(model)
-            except (NotImplementedError, RuntimeError):  # it computes with its numbers
-                return registry.build(model)
+            except Exception:
+                # Many constructors compute with numbers, drop-path rates and the like.
+                return registry.build(model).to(device)
     except Exception as error:  # whatever goes wrong in a model's constructor
         raise ValueError(f'CONFIG {cfg.filename}: model cannot be built: {type(error).__name__}: '
                          f'{error}') from error
