@@ -7,9 +7,10 @@
 # 8 x 2 images, 2e-4.
 #
 # Starting weights: mmpretrain hosts this network only after its fine-tuning on ImageNet-1K at 320;
-# that file is the default. For the pre-training on MegData73M itself convert the authors' file with
-# tools/convert_checkpoint.py: --cfg-options model.backbone.init_cfg.checkpoint=FILE. From random
-# weights: --cfg-options model.backbone.init_cfg=None.
+# that file is the default. For the pre-training on MegData73M itself name the authors' file,
+# --cfg-options model.backbone.init_cfg.checkpoint=FILE, as they offer it or as
+# tools/convert_checkpoint.py writes it. From random weights: --cfg-options
+# model.backbone.init_cfg=None.
 _base_ = [
     '_base_/models/cascade_mask_rcnn_replknet31b.py', '_base_/datasets/coco_instance_480_800.py',
     '_base_/default_runtime_det.py', '_base_/schedules/adamw_step_36e.py'

@@ -5,8 +5,9 @@
 # by optim_wrapper.accumulative_counts, and set custom_hooks.0.interval to the same number; or scale
 # the rate with the batch, --auto-scale-lr.
 #
-# Starting weights: the authors' file of the pre-training on ImageNet-22K, which only they offer.
-# Convert it with tools/convert_checkpoint.py to the path below, or name another with --cfg-options
+# Starting weights: the authors' file of the pre-training on ImageNet-22K, which only they offer
+# (Google Drive, from the page of RepLKNet-pytorch). Put it at the path below, as it is or as
+# tools/convert_checkpoint.py writes it, or name it with --cfg-options
 # model.backbone.init_cfg.checkpoint=FILE. The head starts anew. From random weights:
 # model.backbone.init_cfg=None.
 _base_ = [

@@ -5,9 +5,10 @@
 # 5.12M samples. How to scale to other machines: upernet_replknet31b_ade20k.py.
 #
 # Starting weights: mmpretrain hosts this network only after its fine-tuning on ImageNet-1K at 224;
-# that file is the default. For the pre-training on ImageNet-22K itself convert the authors' file
-# with tools/convert_checkpoint.py: --cfg-options model.backbone.init_cfg.checkpoint=FILE. From
-# random weights: --cfg-options model.backbone.init_cfg=None.
+# that file is the default. For the pre-training on ImageNet-22K itself name the authors' file,
+# --cfg-options model.backbone.init_cfg.checkpoint=FILE, as they offer it or as
+# tools/convert_checkpoint.py writes it. From random weights: --cfg-options
+# model.backbone.init_cfg=None.
 _base_ = [
     '_base_/models/upernet_replknet31b.py', '_base_/datasets/ade20k_640.py',
     '_base_/default_runtime.py', '_base_/schedules/adamw_poly_160k.py'
