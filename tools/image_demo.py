@@ -5,7 +5,7 @@ import sys
 
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
-    from mmreplk.engine import cli, inference, launch, preflight
+    from mmreplk.engine import cli, fsdp, inference, launch, preflight
 except (ImportError, RuntimeError) as error:
     print(f'image_demo.py: error: {error}', file=sys.stderr)
     sys.exit(2)
@@ -34,6 +34,7 @@ def main():
         preflight.check_weights(cfg, args.checkpoint, 'CHECKPOINT')
         preflight.check_device(args.device)
         preflight.check_output(args.out, '--out')
+        fsdp.unshard(cfg)
         launch.fit_to_hardware(cfg, 'none')
     inference.draw_prediction(
         cfg, args.checkpoint, args.image, args.out, args.device, args.score_thr)

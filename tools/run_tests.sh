@@ -13,8 +13,9 @@ fi
 "$py" -m ruff check .
 # One thread a worker: the workers share the cores.
 OMP_NUM_THREADS=1 "$py" -m pytest -n auto --dist worksteal -m 'not slow'
-# The slow checks of single modules, the compilation of every Triton tile for one, share it likewise.
-modules=(tests/test_ops tests/test_models)
+# The slow checks of single modules and configs, the compilation of every Triton tile for one, share
+# it likewise.
+modules=(tests/test_ops tests/test_models tests/test_configs)
 OMP_NUM_THREADS=1 "$py" -m pytest -n auto --dist worksteal -m slow "${modules[@]}"
 # Those at full size, of memory and of whole programs, have the machine to themselves.
 "$py" -m pytest -m slow "${modules[@]/#/--ignore=}"

@@ -5,6 +5,7 @@ The configs take MMEngine's ``FlexibleRunner`` with the strategy below.
 
 from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -39,8 +40,26 @@ class ResumableFSDPStrategy(FSDPStrategy):
 
     That of MMEngine 0.10 hands the optimizer's state to PyTorch in an order of arguments that
     PyTorch has given up (2.1), so every ``--resume`` fails; and what its optimizer wrapper keeps
-    beside the state (the loss scale, the base learning rate of the log) is lost.
+    beside the state (the loss scale, the base learning rate of the log) is lost. Its
+    ``FlexibleRunner`` writes a checkpoint again when validation finds it to be the best, and then
+    counts an epoch or iteration too many, which ``--resume`` would leave out.
     """
+
+    def save_checkpoint(self, filename: str, *, extra_ckpt: dict | None = None, **kwargs) -> None:
+        """Save a checkpoint that counts the epochs and iterations that have been trained.
+
+        Args:
+            filename (str): The file.
+            extra_ckpt (dict, optional): What the runner adds, ``meta`` with ``epoch`` and ``iter``
+                among it. Defaults to None.
+            **kwargs: As of MMEngine's ``FSDPStrategy``.
+        """
+        meta, hub = (extra_ckpt or {}).get('meta', {}), MessageHub.get_current_instance()
+        for key in ('epoch', 'iter'):
+            # The hub has the number of the last one that began, from 0.
+            if key in meta and hub.get_info(key) is not None:
+                meta[key] = min(meta[key], hub.get_info(key) + 1)
+        super().save_checkpoint(filename, extra_ckpt=extra_ckpt, **kwargs)
 
     def optim_state_dict(self) -> dict:
         """Gather the optimizer's state from all processes.

@@ -52,7 +52,7 @@ def _picture(rng, labels: np.ndarray) -> np.ndarray:
 def _draw_ade20k(root: Path, rng) -> None:
     for split, tag, count in (('training', 'train', TRAIN), ('validation', 'val', VAL)):
         for index in range(1, count + 1):
-            labels = _labels(rng, 96, 128, np.arange(ADE_CLASSES + 1))
+            labels = _labels(rng, 96, 112, np.arange(ADE_CLASSES + 1))
             name = f'ADE_{tag}_{index:08d}'
             _write(root / 'images' / split / f'{name}.jpg', _picture(rng, labels))
             _write(root / 'annotations' / split / f'{name}.png', labels)
