@@ -14,7 +14,7 @@ CSRC = 'mmreplk/ops/csrc'
 
 
 class BuildWithMim(build_py):
-    """Copy ``configs`` and ``tools`` to where MIM and ``mmreplk::NAME.py`` look for them."""
+    """Copy configs, tools and model index to where MIM and ``mmreplk::NAME.py`` look for them."""
 
     def run(self):
         super().run()
@@ -25,6 +25,7 @@ class BuildWithMim(build_py):
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(
                 ROOT / folder, target, ignore=shutil.ignore_patterns('__pycache__', 'results'))
+        shutil.copy(ROOT / 'model-index.yml', Path(self.build_lib, 'mmreplk', '.mim'))
 
 
 def extensions():

@@ -2,8 +2,8 @@
 
 Importing the package registers ``RepLKNet`` and what its configs name (a hook, an optimizer
 constructor, an FSDP policy), and makes ``mmreplk::NAME.py`` a config path that MMEngine
-understands; see :mod:`mmreplk.registry` and :mod:`mmreplk.config_scope`. Nothing else happens at
-import, and without MMEngine and MMCV nothing is registered at all.
+understands; see :mod:`mmreplk.registry`, :mod:`mmreplk.config_scope` and :mod:`mmreplk.hub`.
+Nothing else happens at import, and without MMEngine and MMCV nothing is registered at all.
 """
 
 from importlib.util import find_spec
@@ -28,9 +28,11 @@ def found_packages() -> dict[str, str | None]:
 if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     from .config_scope import register_config_scope
     from .engine import fsdp, layer_decay, samples_hook  # noqa: F401  # registers them
+    from .hub import register_hub_scope
     from .models import RepLKNet
 
     register_config_scope()
+    register_hub_scope()
 else:
 
     def __getattr__(name):

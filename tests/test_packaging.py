@@ -14,7 +14,7 @@ def test_plain_install_finds_the_packaged_configs(tmp_path):
     source.mkdir()
     for name in ('mmreplk', 'configs', 'tools'):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('setup.py', 'pyproject.toml', 'README.md'):
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'model-index.yml'):
         shutil.copy(ROOT / name, source)
     subprocess.run(
         [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-build-isolation',
@@ -23,11 +23,18 @@ def test_plain_install_finds_the_packaged_configs(tmp_path):
 import mmreplk
 from mmengine.config import Config
 cfg = Config.fromfile('mmreplk::upernet_replknet31b_ade20k.py')
-print(mmreplk.__file__, cfg.filename, cfg.model.backbone.arch)
+from mmengine.config.utils import _get_cfg_metainfo  # how MMEngine's hub reads the metafiles
+from mmengine.hub import get_config
+from mmengine.utils import get_installed_path
+name = 'replknet31b_imagenet_224.py'
+weights = _get_cfg_metainfo(get_installed_path('mmreplk'), name)['Weights']
+assert get_config(f'mmreplk::{name}', pretrained=True).model_path == weights
+print(weights, mmreplk.__file__, cfg.filename, cfg.model.backbone.arch)
 '''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
                           cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(site)})
-    package, config, arch = done.stdout.split()[-3:]
+    weights, package, config, arch = done.stdout.split()[-4:]
+    assert weights.endswith('replknet-31B_3rdparty_in1k_20221118-fd08e268.pth')
     assert Path(package).is_relative_to(site)
     assert Path(config) == site / 'mmreplk/.mim/configs/upernet_replknet31b_ade20k.py'
     assert arch == '31B'
