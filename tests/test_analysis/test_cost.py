@@ -90,6 +90,7 @@ def test_segmentors_as_published(name, params, macs, shape):
     assert cost.macs / 1e9 == pytest.approx(macs, rel=0.01)
     assert params_of(cost, 'auxiliary_head') > 0
     assert not any(cost.parts['auxiliary_head'].macs.values())
+    assert 'Not run in evaluation: auxiliary_head.' in format_cost(cost)
 
 
 def test_cityscapes_is_ade20k_with_fewer_classes():

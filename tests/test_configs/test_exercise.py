@@ -40,11 +40,16 @@ TOO_LONG = 240  # seconds, for one tool
 each_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 
 
-@each_config
-def test_builds_at_full_size(path):
+def read(path: Path) -> Config:
     cfg = Config.fromfile(path)
     if cfg.default_scope == 'mmdet':
         pytest.importorskip('mmcv._ext', reason='mmdet needs MMCV with compiled operators')
+    return cfg
+
+
+@each_config
+def test_builds_at_full_size(path):
+    cfg = read(path)
     model = build_on_meta(cfg)
     backbone = cfg.model.backbone
     if isinstance(backbone.get('arch'), str):
@@ -151,7 +156,7 @@ def training_weights(path: Path) -> dict:
 @pytest.mark.slow
 @each_config
 def test_every_config_runs_through_the_tools(path, data_folder, tmp_path, tool):
-    cfg = Config.fromfile(path)
+    cfg = read(path)
     (tmp_path / 'data').symlink_to(data_folder)
     image = data_folder / IMAGES[innermost(cfg.test_dataloader.dataset).type]
     reduce = ('--reduce', 16) if has_replknet(cfg) and not is_narrow(cfg) else ()
