@@ -115,6 +115,8 @@ def fit_fsdp(cfg: Config, launcher: str, gpu: bool) -> None:
             f'--launcher none: CONFIG {cfg.filename} shards the model over processes (FSDP)'
             ', and a launcher has to start them, be it only one: `bash tools/dist_train.sh CONFIG '
             'GPUS`.')
+    if cfg.get('env_cfg') is None:  # FlexibleRunner stops at a config without one
+        cfg.env_cfg = dict(dist_cfg=dict(backend='nccl'))
     if gpu:
         return
     wrapper = cfg.strategy.get('model_wrapper') or dict(type='MMFullyShardedDataParallel')

@@ -25,12 +25,21 @@ def test_amp(tmp_path):
         options.use_amp(cfg)
     with pytest.raises(ValueError, match='no optim_wrapper'):
         options.use_amp(config(tmp_path))
+    cfg = config(tmp_path, optim_wrapper=dict(dtype='bfloat16', optimizer=dict(type='SGD')))
+    options.use_amp(cfg)
+    assert (cfg.optim_wrapper.type, cfg.optim_wrapper.dtype) == ('AmpOptimWrapper', 'bfloat16')
 
 
 def test_auto_scale_lr(tmp_path):
     cfg = config(tmp_path, auto_scale_lr=dict(enable=False, base_batch_size=16))
     options.use_auto_scale_lr(cfg)
-    assert cfg.auto_scale_lr.enable is True
+    assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=16)
+    # MMEngine compares with one accumulated step's batch. Asking twice changes nothing.
+    cfg = config(tmp_path, auto_scale_lr=dict(enable=False, base_batch_size=2048),
+                 optim_wrapper=dict(accumulative_counts=4))
+    for _ in range(2):
+        options.use_auto_scale_lr(cfg)
+        assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=512)
     for entries in ({}, dict(auto_scale_lr=dict(enable=True))):
         with pytest.raises(ValueError, match='auto_scale_lr.base_batch_size=N'):
             options.use_auto_scale_lr(config(tmp_path, **entries))
