@@ -76,6 +76,7 @@ def train(tmp_path, name, arch, scale=1.0, **wrapper):
         train_cfg=dict(by_epoch=True, max_epochs=1),
         custom_hooks=[watch, *cfg.get('custom_hooks', [])],
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
+        randomness=dict(seed=0),
         log_level='ERROR',
         experiment_name=str(tmp_path))
     runner.train()
