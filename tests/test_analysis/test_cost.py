@@ -10,7 +10,15 @@ from mmengine.config import Config
 from torch import nn
 
 from mmreplk import RepLKNet
-from mmreplk.analysis.cost import KINDS, build_on_meta, cost_of, default_shape, format_cost
+from mmreplk.analysis.cost import (
+    KINDS,
+    PartCost,
+    _Counter,
+    build_on_meta,
+    cost_of,
+    default_shape,
+    format_cost,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_ops = pytest.mark.skipif(
@@ -167,6 +175,20 @@ def test_kinds_agree_with_hooks_on_every_convolution(tiny_arch, deploy):
     assert cost.merged is deploy
     assert cost.params == sum(cost.by_kind('params').values())
     assert cost.macs == sum(cost.by_kind('macs').values())
+
+
+def test_the_operator_counts_as_its_convolution():
+    """On the meta device nn.Conv2d's own operation runs; elsewhere that of mmreplk.ops does."""
+    part = PartCost()
+    x, weight = torch.empty(2, 8, 20, 21, device='meta'), torch.empty(8, 1, 7, 5, device='meta')
+    small = torch.empty(8, 1, 3, 3, device='meta')
+    with _Counter({'': part}):
+        torch.ops.mmreplk.dwconv2d(x, weight, None, [3, 3, 2, 2], [1, 1], 'auto')
+    assert part.macs == {'depth-wise': x.numel() * 7 * 5, '1x1': 0, 'other': 0}
+    with _Counter({'': part}):
+        torch.ops.mmreplk.dwconv2d_pair(
+            x, weight, small, [3, 3, 2, 2], [1, 1, 1, 1], [1, 1], 'auto')
+    assert part.macs['depth-wise'] == x.numel() * (2 * 7 * 5 + 3 * 3)
 
 
 def test_no_memory_no_download_and_the_config_stays(tmp_path):

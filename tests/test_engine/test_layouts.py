@@ -197,12 +197,24 @@ def test_imagenet_without_class_folders(here):
 def test_what_is_not_looked_at(here):
     assert problems(dict(type='CIFAR10', data_root='gone'), 'mmpretrain') == []
     assert problems(dict(data_root='.'), 'mmseg') == []
-    # CUB is a CustomDataset, but with files of its own.
-    assert problems(dict(type='CUB', data_root='.', split='train'), 'mmpretrain') == []
     cfg = Config(dict(
         default_scope='mmseg', test_dataloader=dict(dataset=dict(
             type='ADE20KDataset', data_root='s3://bucket', data_prefix=dict(img_path='img')))))
     datasets.check_data(cfg, ('test', ))
+
+
+def test_classes_that_read_their_files_in_their_own_way(here):
+    from mmpretrain.datasets import CustomDataset
+
+    class Shelf(CustomDataset):
+        def load_data_list(self):
+            return []
+
+    class Plain(CustomDataset):
+        pass
+
+    assert problems(dict(type=Shelf, data_root='.', data_prefix='gone'), 'mmpretrain') == []
+    assert problems(dict(type=Plain, data_root='.', data_prefix='gone'), 'mmpretrain') != []
 
 
 def test_check_data_lists_all(cityscapes, here):
