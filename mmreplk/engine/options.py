@@ -42,7 +42,8 @@ def use_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
     # MMEngine compares the base with GPUs x images, the batch of one accumulated step.
     steps = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
-    cfg.auto_scale_lr.base_batch_size /= steps
+    if steps > 1:
+        cfg.auto_scale_lr.base_batch_size /= steps
 
 
 def use_resume(cfg: Config, resume: str) -> None:

@@ -92,8 +92,8 @@ class RecipeSamplesHook(Hook):
         factor = needed / current
         outcome = 'expect a lower result' if total < self.samples else 'expect a longer run'
         return (f'This run sees {_short(total)} samples, the recipe {_short(self.samples)}: '
-                f'set train_cfg.{name}={round(needed)} and stretch begin, end and milestones of '
-                f'param_scheduler by {factor:.3g}, or {outcome}.')
+                f'set train_cfg.{name}={round(needed)}, stretch begin, end and milestones of '
+                f'param_scheduler by {factor:.3g}{_rate_advice(runner.cfg, step)}, or {outcome}.')
 
 
 def samples_per_iter(runner) -> int:
@@ -110,6 +110,15 @@ def samples_per_iter(runner) -> int:
     if batch is None:  # a batch sampler decides
         batch = getattr(getattr(loader, 'batch_sampler', None), 'batch_size', None) or 0
     return get_world_size() * batch
+
+
+def _rate_advice(cfg, step: int) -> str:
+    scaling = cfg.get('auto_scale_lr') or {}
+    base = scaling.get('base_batch_size')
+    batch = step * (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    if base is None or scaling.get('enable') or batch == base:
+        return ''
+    return f', scale the learning rate from a batch of {base} to {batch} (--auto-scale-lr)'
 
 
 def _short(count: float) -> str:

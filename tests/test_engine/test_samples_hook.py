@@ -36,7 +36,7 @@ class Line(BaseModel):
 
 
 def train(tmp_path, samples, batch=2, by_epoch=False, length=12, resume=False, sampler=None,
-          batch_sampler=None, **wrapper):
+          batch_sampler=None, cfg=None, **wrapper):
     """Train; returns the warnings of the hook and the Runner."""
     loader = dict(
         batch_size=batch,
@@ -58,6 +58,7 @@ def train(tmp_path, samples, batch=2, by_epoch=False, length=12, resume=False, s
             recipe_samples=dict(type='RecipeSamplesHook', samples=samples)),
         log_level='WARNING',
         resume=resume,
+        cfg=cfg,
         experiment_name=f'{tmp_path}_{next(RUNS)}')
     lines = []
     handler = logging.Handler(logging.WARNING)
@@ -76,9 +77,23 @@ def test_silent_where_the_samples_agree(tmp_path):
 def test_one_line_where_iterations_are_too_few(tmp_path):
     lines, _ = train(tmp_path, 240)
     assert lines == [
-        'This run sees 24 samples, the recipe 240: set train_cfg.max_iters=120 and stretch begin, '
+        'This run sees 24 samples, the recipe 240: set train_cfg.max_iters=120, stretch begin, '
         'end and milestones of param_scheduler by 10, or expect a lower result.'
     ]
+
+
+@pytest.mark.parametrize(('enable', 'steps', 'named'), [
+    (False, 1, 'scale the learning rate from a batch of 8 to 2 (--auto-scale-lr), or expect'),
+    (False, 2, 'scale the learning rate from a batch of 8 to 4 (--auto-scale-lr), or expect'),
+    (False, 4, None),
+    (True, 1, None),
+])
+def test_the_learning_rate_is_named_where_the_batch_differs(tmp_path, enable, steps, named):
+    cfg = dict(
+        auto_scale_lr=dict(base_batch_size=8, enable=enable),
+        optim_wrapper=dict(accumulative_counts=steps))
+    line, = train(tmp_path, 240, cfg=cfg)[0]
+    assert (named in line) if named else ('learning rate' not in line)
 
 
 def test_the_advice_works(tmp_path):
@@ -93,7 +108,7 @@ def test_the_advice_works(tmp_path):
 
 def test_too_many_are_named_too(tmp_path):
     lines, _ = train(tmp_path, 6)
-    assert 'sees 24 samples, the recipe 6: set train_cfg.max_iters=3 ' in lines[0]
+    assert 'sees 24 samples, the recipe 6: set train_cfg.max_iters=3, ' in lines[0]
     assert lines[0].endswith('or expect a longer run.')
 
 
@@ -142,7 +157,7 @@ def test_a_resumed_run_counts_what_it_saw_before(tmp_path, by_epoch):
 def test_a_resumed_run_is_told_the_rest(tmp_path):
     train(tmp_path, None)
     lines, _ = train(tmp_path, 48, batch=4, length=13, resume=True)
-    assert 'sees 28 samples, the recipe 48: set train_cfg.max_iters=18 ' in lines[0]
+    assert 'sees 28 samples, the recipe 48: set train_cfg.max_iters=18, ' in lines[0]
 
 
 def test_checkpoints_of_others_are_taken_at_this_batch(tmp_path):
