@@ -211,7 +211,7 @@ def export(cfg: Config, checkpoint: str | None, out: str, part: str = 'model',
                     classes=json.dumps((meta.get('dataset_meta') or {}).get('classes', ())))
     channels = model.backbone.stem[0].conv.in_channels
     shapes = (1, channels, *size), (2, channels, size[0] + 33, max(size[1] - 31, 32))
-    lines = []
+    lines = [] if checkpoint else ['No CHECKPOINT, so the weights are random.']
 
     def write(path: str) -> bool:
         program = trace(module, names, shapes[1])

@@ -3,6 +3,7 @@
 import argparse
 import os
 import os.path as osp
+import re
 import tempfile
 import warnings
 import zipfile
@@ -27,7 +28,7 @@ class UnsafeFileError(ValueError):
 def _history_method(owner, name: str):
     """Stands in for ``getattr``, with which HistoryBuffer pickles its own methods."""
     if owner is not HistoryBuffer or name.startswith('_'):
-        raise UnpicklingError(f'weights_only: Unsupported global: getattr({owner!r}, {name!r})')
+        raise UnpicklingError('Unsupported global: GLOBAL builtins.getattr')
     return getattr(owner, name)
 
 
@@ -63,13 +64,14 @@ def read_checkpoint(path: str) -> dict:
             checkpoint = torch.load(
                 path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except UnpicklingError as error:
-        text = str(error)
-        if 'nsupported' in text:
-            name = text.split('GLOBAL ')[-1].split(' was not')[0] if 'GLOBAL ' in text else text
-            raise UnsafeFileError(
-                f'needs more than weights to be read ({name.splitlines()[0].strip()}), which could '
-                'run any code. Save its state dict alone, where it comes from') from error
-        raise ValueError(f'is no PyTorch file, or damaged: {text.splitlines()[0]}') from error
+        text = str(error).rsplit('WeightsUnpickler error: ', 1)
+        if len(text) == 1 or text[1].startswith('Unsupported operand'):
+            raise ValueError('is damaged, or no PyTorch file') from error
+        name = re.search(r'GLOBAL (\S+)', text[1])
+        reason = name[1] if name else text[1].splitlines()[0].strip()
+        raise UnsafeFileError(
+            f'needs more than weights to be read ({reason}), which could run any code. Save its '
+            'state dict alone, where it comes from') from error
     except RuntimeError as error:
         raise ValueError(f'is truncated, or no PyTorch file: {str(error).splitlines()[0]}'
                          ) from error

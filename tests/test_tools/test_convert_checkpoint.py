@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
 from mmengine.registry import DefaultScope
 
 from mmreplk import RepLKNet
@@ -236,6 +237,25 @@ class TestRefused:
 
         self.refuse(tmp_path, dict(model=official_classifier(tiny_arch), note=Runs()),
                     'needs more than weights to be read .*open')
+
+    def test_mmengine_keeps_its_log_in_checkpoints(self, tmp_path, tiny_arch):
+        """Their pickles ask for getattr, which is granted for the methods of that class alone."""
+        class Asks:
+            def __init__(self, *args):
+                self.args = args
+
+            def __reduce__(self):
+                return getattr, self.args
+
+        log = HistoryBuffer([1.0, 2.0], [1, 1])
+        log.mean()
+        save(tmp_path / 'a.pth', dict(state_dict={}, log=log, method=Asks(HistoryBuffer, 'mean')))
+        content = weights.read_checkpoint(tmp_path / 'a.pth')
+        assert content['log'].mean() == 1.5
+        assert content['method'] is HistoryBuffer.mean
+        for args in ((HistoryBuffer, '__init__'), (argparse.Namespace, '__class__')):
+            self.refuse(tmp_path, dict(model=official_classifier(tiny_arch), note=Asks(*args)),
+                        'needs more than weights to be read .*getattr')
 
 
 def test_outputs_appear_whole_or_not_at_all(tmp_path):

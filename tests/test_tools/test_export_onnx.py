@@ -104,6 +104,8 @@ def test_backbone(request, kind, trained):
     cfg, model = trained(bench)
     file, lines = export(bench, cfg, part='backbone')
     assert 'to stage0, stage1;' in lines[0]
+    random = onnx_export.export(cfg, None, str(bench.folder / 'b.onnx'), part='backbone')
+    assert 'the weights are random' in random[0][0]
     image = torch.randn(2, 3, 39, 64)
     with torch.no_grad():
         torch.testing.assert_close(tuple(run(file, image)), model.backbone(image), rtol=1e-4,

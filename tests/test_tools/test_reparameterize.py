@@ -114,6 +114,20 @@ def test_config_and_weights_that_do_not_go_together(seg_bench, trained):
         call(seg_bench, cfg)
 
 
+def test_configs_that_cannot_be_merged(seg_bench):
+    cfg = Config.fromfile(str(seg_bench.folder / 'tiny.py'))
+    preflight.check_mergeable(cfg)
+    cfg.test_dataloader = None
+    with pytest.raises(ValueError, match='has no test_dataloader'):
+        preflight.check_mergeable(cfg)
+    cfg.model.backbone.arch = '31M'
+    with pytest.raises(ValueError, match="arch='31M' is unknown"):
+        preflight.check_mergeable(cfg)
+    cfg.model.backbone = dict(type='ResNet', depth=18)
+    with pytest.raises(ValueError, match="model.backbone is 'ResNet', not mmreplk.RepLKNet"):
+        preflight.check_mergeable(cfg)
+
+
 def test_deploy_config_starts_from_nothing(seg_bench):
     cfg = Config.fromfile(str(seg_bench.folder / 'tiny.py'))
     pretrained = dict(type='Pretrained', checkpoint='https://host/file.pth')
