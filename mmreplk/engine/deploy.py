@@ -22,8 +22,8 @@ from .paths import is_remote
 from .weight_checks import check_model_weights, state_for_mmengine
 from .weights import build_model, read_checkpoint, write_new
 
-# Of the largest value. Measured on full-size models with random norms: at most 3e-6; 2e-4 and more if
-# the eps of the norms is taken for 1e-3 in place of 1e-5.
+# Of the largest value. Measured on full-size models with random norms: at most 3e-6, and 2e-4 or
+# more if the eps of the norms is taken for 1e-3 in place of 1e-5.
 TOLERANCE = 1e-4
 _META = ('dataset_meta', 'CLASSES', 'PALETTE')
 
