@@ -1,6 +1,6 @@
 """Estimated times of the CPU backends: which is the fastest, not how fast a machine is.
 
-The constants were fitted to measurements of two threads of one machine (AMD Zen 4, PyTorch 2.12);
+The constants were fitted to measurements of two threads of one machine (AMD Zen 5, PyTorch 2.12);
 only their ratios matter to the choice. See native_plan.py for the compiled kernels' own.
 """
 
@@ -31,16 +31,16 @@ def pytorch(problem: Problem, task: str) -> float:
         return 4e-5 + macs * (2e-10 if problem.channels_last else 5e-10) + pixels * 2.7e-9
     if problem.channels_last:
         # Between 12 and 13 columns its kernel meets a limit of its own.
-        slow = 5 if problem.kernel[1] == 13 else 1
-        tap = 2e-9 if problem.kernel[1] <= 11 else 4e-10
-        return 3.4e-5 + slow * macs * 1.4e-11 + pixels * 3e-11 + taps * tap + cold * 1.9e-10
+        slow = 3.7 if problem.kernel[1] == 13 else 1
+        tap = 2.3e-9 if problem.kernel[1] <= 11 else 4.4e-10
+        return 2.7e-5 + slow * macs * 9.4e-12 + pixels * 2.8e-11 + taps * tap + cold * 3e-11
     if narrow:
         # It leaves out rows of taps beside the map, but no columns.
         rows = met_taps(problem.height, problem.out_size[0], problem.kernel[0], problem.padding[0],
                         problem.dilation[0], 1)
         macs = planes * rows * problem.out_size[1] * problem.kernel[1]
-        return 5e-5 + macs * 1.44e-11 + pixels * 2.9e-10 + taps * 1.3e-10 + cold * 1.4e-10
-    return 4e-5 + macs * 2.9e-10 + pixels * 1.6e-9
+        return 4.8e-5 + macs * 6e-12 + pixels * 3.2e-10 + taps * 1.3e-10 + cold * 3e-10
+    return 4e-5 + macs * 2.4e-10 + pixels * 1.6e-9
 
 
 def torch_fft(problem: Problem, task: str) -> float:

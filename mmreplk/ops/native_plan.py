@@ -1,6 +1,6 @@
 """How the compiled kernels cut a problem, and what they take: pure functions of shapes.
 
-The constants were fitted to measurements on AMD Zen 4 with AVX-512; only ratios matter, and those
+The constants were fitted to measurements on AMD Zen 5 with AVX-512; only ratios matter, and those
 are similar on other machines. All costs are in nanoseconds, of THREADS threads.
 """
 
@@ -20,6 +20,9 @@ except ImportError:  # nobody asks then, see native.available
 # Bytes that no plane of the FFT may take in the scratch of a thread (a weight gradient has three).
 FFT_SCRATCH = 64 << 20
 
+# Kernels of no more rows are streamed (csrc/direct_stream.inc.c).
+STREAM_ROWS = 7
+
 # Costs are of so many threads, whatever the machine has: a choice that followed the number of
 # threads would make results depend on it, within rounding.
 THREADS = 2
@@ -33,13 +36,13 @@ def _ceil(a: int, b: int) -> int:
 
 
 def _shared(work: float, items: int) -> float:
-    """The time of equal items in THREADS threads, and to start them."""
-    return 4500 + work / items * _ceil(items, THREADS)
+    """The time of equal items in THREADS threads, and to call them from Python."""
+    return 8000 + work / items * _ceil(items, THREADS)
 
 
-def _fresh_memory(problem: Problem) -> float:
-    """Nanoseconds for an output that comes from the system, page by page, and not from the heap."""
-    return 91 * max(0.0, problem.bytes_moved - 16e6) / 1e3
+def _cold(problem: Problem, each: float) -> float:
+    """Nanoseconds, so many a KB, for maps that no cache holds."""
+    return each * max(0.0, problem.bytes_moved - 16e6) / 1e3
 
 
 # -- the direct sum ------------------------------------------------------------------------------
@@ -60,8 +63,9 @@ def direct_cost(problem: Problem, task: str, lanes: int) -> Direct:
     """
     model = _forward_costs if task == 'forward' else _grad_costs
     channels, rows = (cost * _SLOWER[lanes] * lanes / 16 for cost in model(problem, lanes))
-    fresh = _fresh_memory(problem) if task == 'forward' else 0.0
-    return Direct(rows < channels, min(rows, channels) + fresh)
+    channels += _cold(problem, 86 if problem.channels_last else 57)
+    rows += _cold(problem, 33)
+    return Direct(rows < channels, min(rows, channels))
 
 
 def _forward_costs(p: Problem, lanes: int) -> tuple[float, float]:
@@ -72,14 +76,20 @@ def _forward_costs(p: Problem, lanes: int) -> tuple[float, float]:
     pixels = p.height * p.width + out_h * out_w
 
     across = met_taps(p.width, out_w, kw, left, right, 4)
-    by_channels = p.batch * groups * (tap_rows * across * 0.43 + lanes * pixels * 0.40 + 400)
-    by_channels += groups * lanes * kh * kw * 0.2
+    move = 0.17 if p.channels_last else 0.25
+    by_channels = p.batch * groups * (tap_rows * across * 0.2 + lanes * pixels * move + 300)
+    by_channels += groups * lanes * kh * kw * 0.33
 
     vectors = _ceil(out_w, lanes)
     across = met_taps(p.width, vectors * lanes, kw, left, right, 4 * lanes) / lanes
     moved = p.height * _ceil(p.width, lanes) + out_h * vectors
-    by_rows = planes * (tap_rows * across * 0.33 + moved * (14.0 if p.channels_last else 5.2)
-                        + kh * kw * 0.4 + 200)
+    if kh <= STREAM_ROWS and not p.channels_last:
+        # Every input row meets all rows of taps; few sums at once wait for one another.
+        sums = kh * vectors / _ceil(vectors, min(8, 28 // (kh + 1)))
+        products = p.height * kh * across * 0.122 * (1 + 1 / sums)
+    else:
+        products = tap_rows * across * 0.136
+    by_rows = planes * (products + moved * (14.0 if p.channels_last else 1.8) + kh * kw * 0.5 + 108)
     # Planes are cut where they are few, unless there is little to do (direct_*.inc.c).
     vectors *= tap_rows * kw
     return (_shared(by_channels, max(p.batch * groups, p.batch * groups * lanes * vectors >> 15)),
@@ -100,14 +110,14 @@ def _grad_costs(p: Problem, lanes: int) -> tuple[float, float]:
         across += (last - v) * max(0, min(out_w, high) - max(0, low))
         blocks += (last - v) * max(0, min(_ceil(out_w, lanes), _ceil(max(0, high), lanes))
                                    - max(0, low) // lanes)
-    by_channels = p.batch * groups * (tap_rows * across * 0.45 + lanes * pixels * 0.25 + 150)
-    by_channels += groups * lanes * kh * kw * 0.5
+    by_channels = p.batch * groups * (tap_rows * across * 0.21 + lanes * pixels * 0.12 + 100)
+    by_channels += groups * lanes * kh * kw * 0.25
 
     moved = p.height * _ceil(p.width, lanes) + out_h * _ceil(out_w, lanes)
     calls = (out_h + 5) * _ceil(kh, 6) * _ceil(kw, columns)
     by_rows = p.batch * p.out_channels * (
-        tap_rows * blocks * 0.34 + calls * 2.7 + moved * (14.0 if p.channels_last else 5.2) + 160)
-    by_rows += p.out_channels * kh * kw * 7.3
+        tap_rows * blocks * 0.17 + calls * 1.35 + moved * (7.0 if p.channels_last else 2.6) + 80)
+    by_rows += p.out_channels * kh * kw * 3.6
 
     def items(count):
         return count * min(_ceil(kh, 6), _ceil(8, count))
@@ -172,11 +182,12 @@ def fft_cost(problem: Problem, task: str, lanes: int) -> float:
     """
     tiles = fft_tiles(problem, lanes)
     groups = _ceil(problem.out_channels, lanes)
-    scale = 1.35 * _SLOWER[lanes] * lanes / 16
+    scale = 0.65 * _SLOWER[lanes] * lanes / 16
     images = groups * problem.batch * tiles.cost
     if task == 'forward':
         items = groups * problem.batch * tiles.count
-        return _shared(scale * images, items) + _fresh_memory(problem)
+        return (_shared(scale * images, items) + 0.037 * problem.bytes_moved
+                + _cold(problem, 77 if problem.channels_last else 26))
     (down, across), (kh, kw) = tiles.points, problem.kernel
     spectrum = groups * ((kh + 1) // 2 * across * (_point_cost(across) / 2 + 3)
                          + (across // 2 + 1) * down * (_point_cost(down) / 2 + 2) + 2 * kh * kw)
@@ -184,7 +195,7 @@ def fft_cost(problem: Problem, task: str, lanes: int) -> float:
     passes, spectra = {'spectrum': (0, 1), 'weight_grad': (1, 1), 'backward': (1.5, 2),
                        'pair_backward': (2, 4)}[task]
     work = passes * images + spectra * spectrum
-    return _shared(scale * work, groups)
+    return _shared(scale * work, groups) + _cold(problem, 26 * passes)
 
 
 class _Cut(NamedTuple):

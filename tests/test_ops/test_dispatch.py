@@ -31,7 +31,7 @@ class Spies:
 
     def __enter__(self):
         self._patch = pytest.MonkeyPatch()
-        run, grad, plain = cpu.forward, cpu.weight_grad, F.conv2d
+        run, grad, both, plain = cpu.forward, cpu.weight_grad, cpu.backward, F.conv2d
 
         def forward(x, weight, bias, problem, backend, keep):
             self.forward.append(backend)
@@ -41,12 +41,18 @@ class Spies:
             self.weight_grad.append(backend)
             return grad(x, out_grad, problem, backend)
 
+        def backward(*args):  # both gradients in one pass
+            self.forward.append('fft')
+            self.weight_grad.append('fft')
+            return both(*args)
+
         def conv2d(*args, **keywords):
             self.forward.append('torch')
             return plain(*args, **keywords)
 
         self._patch.setattr(cpu, 'forward', forward)
         self._patch.setattr(cpu, 'weight_grad', weight_grad)
+        self._patch.setattr(cpu, 'backward', backward)
         self._patch.setattr(F, 'conv2d', conv2d)
         return self
 
@@ -404,8 +410,9 @@ def test_compiled_kernels_never_get_memory_of_another_device(compare, monkeypatc
 
 @pytest.mark.skipif(not native.available()[0], reason='needs the compiled kernels')
 def test_gradients_are_chosen_apart_from_the_forward_pass():
-    """oneDNN's forward pass of a 5x5 kernel is fast here, its gradient of the weights is not."""
-    x, weight = torch.randn(4, 1024, 16, 16), torch.randn(1024, 1, 5, 5)
+    """oneDNN's forward pass on channels-last maps is fast here, its weight gradient is not."""
+    x = torch.randn(4, 1024, 16, 16).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(1024, 1, 5, 5)
     problem = problem_of(x, weight, None, 1, 2, 1)
     assert dispatch.choose(problem).backend == 'torch'
     assert dispatch.choose_weight_grad(problem).backend == 'direct'

@@ -229,7 +229,7 @@ def test_a_forced_backend_that_cannot_serve_says_why():
 
 
 def test_explain_names_what_runs():
-    x, weight = torch.rand(1, 3, 64, 64), torch.rand(3, 1, 31, 31)
+    x, weight = torch.rand(1, 32, 64, 64), torch.rand(32, 1, 31, 31)
     choice = explain(x, weight, None, 1, 15)
     assert choice.backend == 'fft'
     assert 'estimate' in choice.reason

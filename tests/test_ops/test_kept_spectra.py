@@ -31,8 +31,8 @@ def made(request, monkeypatch):
     def watch(module, name):
         transform = getattr(module, name)
 
-        def watched(*args):
-            out = transform(*args)
+        def watched(*args, **keywords):
+            out = transform(*args, **keywords)
             spectra.append(weakref.ref(out))
             return out
 

@@ -136,6 +136,25 @@ def test_any_geometry(problem, isa):
 
 @needs_kernels
 @pytest.mark.parametrize('isa', range(len(ISAS)), ids=ISAS)
+@pytest.mark.parametrize('rows', range(1, native_plan.STREAM_ROWS + 2))
+def test_few_rows_of_taps(isa, rows):
+    """Streams of every height and of 1 to 8 vectors and more, on maps of few and of many rows."""
+    for width, columns, right, dilation, height in (
+            (16, 3, 1, 1, 1), (31, 31, 15, 1, 2), (47, 3, 4, 2, 9), (80, 5, 2, 1, 40),
+            (100, 1, 0, 1, 3), (128, 7, 3, 1, 7), (257, 3, 0, 3, 21)):
+        for above, below in ((rows // 2, rows // 2), (rows + 3, rows + 9)):
+            problem = make(2, 2, (height + rows, width), (rows, columns),
+                           (above, below, right, right), (1, dilation), bias=True)
+            x, weight, bias, _ = tensors(problem, seed=rows)
+            x[0, 0, height // 2, width // 2] = float('nan')
+            out = forward(problem, x, weight, bias, isa, 'rows')
+            expected = reference(x.double(), weight.double(), bias.double(), problem)
+            assert torch.equal(out.isnan(), expected.isnan())
+            assert close(out.nan_to_num(0.0), expected.nan_to_num(0.0))
+
+
+@needs_kernels
+@pytest.mark.parametrize('isa', range(len(ISAS)), ids=ISAS)
 @pytest.mark.parametrize('channels_last', [False, True])
 @pytest.mark.parametrize(('size', 'kernel'), [(7, 7), (14, 27), (31, 51), (64, 31)])
 def test_shapes_of_networks(size, kernel, channels_last, isa):

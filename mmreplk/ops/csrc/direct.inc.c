@@ -35,6 +35,8 @@ INLINE void pass_row(const int a, const int b, const int columns, const int acro
   for (int64_t v = 0; v < taps; v++, x += x_tap, w += w_tap) {
     vf in[COLUMNS];
     UNROLL for (int c = 0; c < columns; c++) in[c] = load(x + c * across);
+    if (b - a > 1)
+      UNROLL for (int c = 0; c < columns; c++) HOLD(in[c]);
     UNROLL for (int r = a; r < b; r++) {
       vf t = spread ? splat(w[-r]) : load(w - r * VF);
       UNROLL for (int c = 0; c < columns; c++) sum[r * COLUMNS + c] += in[c] * t;
@@ -48,7 +50,9 @@ INLINE void pass_row(const int a, const int b, const int columns, const int acro
 INLINE void pass_block(const int columns, const int across, const int spread,
                        const struct block *k) {
   vf sum[ROWS * COLUMNS];
-  UNROLL for (int i = 0; i < ROWS * COLUMNS; i++) sum[i] = zero();
+  // Two loops: a single one of 24 turns is not unrolled as a whole, which puts the sums into memory.
+  UNROLL for (int r = 0; r < ROWS; r++)
+    UNROLL for (int c = 0; c < COLUMNS; c++) sum[r * COLUMNS + c] = zero();
   const float *x = k->x, *w = k->w;
   for (int64_t t = k->first; t < k->last; t++, x += k->x_row, w += spread ? 1 : VF) {
     int a = (int)max64(0, t - k->tap_rows + 1), b = (int)min64(k->rows, t + 1);

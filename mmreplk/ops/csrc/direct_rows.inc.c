@@ -65,7 +65,8 @@ static struct rows_plan rows_plan(const struct geometry *g) {
   p.planes = g->batch * g->channels * g->multiplier;
   p.phases = min64(g->dil_h, g->out_h);
   p.vectors = ceil_div(g->out_w, VF);
-  p.blocks = ceil_div(p.vectors, COLUMNS);
+  int64_t most = stream_most(g);
+  p.blocks = ceil_div(p.vectors, most ? most : COLUMNS);
   p.columns = ceil_div(p.vectors, p.blocks);
   p.pad = padded(g, p.vectors, p.columns * VF);
   int64_t rows = ceil_div(g->out_h, g->dil_h);
@@ -90,6 +91,25 @@ static int64_t rows_items(const struct work *k) {
 static size_t rows_scratch(const struct work *k) {
   struct rows_plan p = rows_plan(&k->g);
   return 4 * (p.x_rows * p.pad.pitch + ROWS * COLUMNS * VF + k->g.kernel_h * k->g.kernel_w);
+}
+
+// A band by streams: output rows [top, bottom) from input rows [lo, hi), which x holds.
+static void rows_stream(const struct geometry *g, const struct rows_plan *p, int64_t top, int64_t bottom,
+                        int64_t lo, int64_t hi, const float *x, const float *w, vf bias, float *out,
+                        int64_t row) {
+  struct stream s = {.x_row = p->pad.pitch, .x_tap = g->dil_w, .w_tap = g->kernel_h, .first = lo - top,
+                     .last = hi - top, .rows = bottom - top, .y_row = row, .bias = bias};
+  for (int64_t n = 0; n < p->blocks; n++) {
+    int64_t j = split(p->vectors, p->blocks, n) * VF, end = split(p->vectors, p->blocks, n + 1) * VF;
+    int64_t va, vb;
+    met_taps(j, end, g->left, g->dil_w, g->width, g->kernel_w, &va, &vb);
+    s.taps = vb - va;
+    s.x = x + j + va * g->dil_w - g->left + p->pad.left;
+    s.w = w + va * s.w_tap;
+    s.y = out + j;
+    s.end = min64(VF, g->out_w - (end - VF));
+    streams[g->kernel_h][(end - j) / VF](&s);
+  }
 }
 
 static void rows_run(const struct work *k, int64_t item, void *scratch) {
@@ -122,10 +142,14 @@ static void rows_run(const struct work *k, int64_t item, void *scratch) {
   hi = min64(hi, bottom - 1 + g->kernel_h);
   band_in(g, in, p.pad, phase, lo, hi, x);
 
-  struct block b = {.x_row = p.pad.pitch, .x_tap = g->dil_w, .w_tap = g->kernel_h,
-                    .tap_rows = g->kernel_h, .y_column = VF, .bias = splat(bias)};
   int64_t row = g->dil_h * g->out_w * step;
   out += (top * g->dil_h + phase) * g->out_w * step;
+  if (stream_most(g)) {
+    rows_stream(g, &p, top, bottom, lo, hi, x, w, splat(bias), out, row);
+    return;
+  }
+  struct block b = {.x_row = p.pad.pitch, .x_tap = g->dil_w, .w_tap = g->kernel_h,
+                    .tap_rows = g->kernel_h, .y_column = VF, .bias = splat(bias)};
   for (int64_t i = top; i < bottom; i += ROWS, out += ROWS * row) {
     b.rows = min64(ROWS, bottom - i);
     int64_t first = max64(lo, i);

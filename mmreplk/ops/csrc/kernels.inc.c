@@ -4,6 +4,7 @@
 #include "lanes.inc.c"
 #include "direct.inc.c"
 #include "direct_lanes.inc.c"
+#include "direct_stream.inc.c"
 #include "direct_rows.inc.c"
 #include "fft1d.inc.c"
 #include "fft_lines.inc.c"

@@ -29,6 +29,21 @@ INLINE void store(float *p, vf v) { *(vf_mem *)p = v; }
 INLINE vf splat(float s) { return s - (vf){0}; }
 INLINE vf zero(void) { return (vf){0}; }
 
+// Keeps a loaded vector in its register: GCC would rather load it again for each use, as an operand of
+// the instruction, and loads across cache lines are what the direct sums have the least room for.
+#if defined(__x86_64__)
+#define HOLD(v) __asm__("" : "+" VECTOR_REGISTER(v))
+#if VF == 16
+#define VECTOR_REGISTER "v"
+#else
+#define VECTOR_REGISTER "x"
+#endif
+#elif defined(__aarch64__)
+#define HOLD(v) __asm__("" : "+w"(v))
+#else
+#define HOLD(v) (void)(v)
+#endif
+
 // The first n lanes (1 <= n <= VF) from or to memory; nothing beyond them is touched, the other
 // lanes read as 0.
 #if defined(__x86_64__) && VF >= 8
