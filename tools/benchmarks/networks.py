@@ -65,10 +65,10 @@ def depthwise_share(run, device: torch.device) -> tuple[float, float]:
     return sum_depthwise(trace.events(), device.type)
 
 
-# The operators that a convolution is, with the place of the weight among their arguments. Ours is
-# depth-wise by definition.
+# The operators that a convolution is, with the place of the weight among their arguments. All of
+# ours are depth-wise by definition.
 _CONVOLUTIONS = {'aten::convolution': 1, 'aten::convolution_backward': 2}
-_OURS = ('mmreplk::dwconv2d', 'mmreplk::dwconv2d_weight_grad')
+_OURS = 'mmreplk::dwconv2d'
 
 
 def sum_depthwise(events, device_type: str) -> tuple[float, float]:
@@ -78,7 +78,7 @@ def sum_depthwise(events, device_type: str) -> tuple[float, float]:
         return time * 1e-6
 
     def is_depthwise(event):
-        if event.name in _OURS:
+        if event.name.startswith(_OURS):
             return True
         place = _CONVOLUTIONS.get(event.name)
         if place is None or len(event.input_shapes) <= place:
