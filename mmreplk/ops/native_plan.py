@@ -84,9 +84,11 @@ def _forward_costs(p: Problem, lanes: int) -> tuple[float, float]:
     across = met_taps(p.width, vectors * lanes, kw, left, right, 4 * lanes) / lanes
     moved = p.height * _ceil(p.width, lanes) + out_h * vectors
     if kh <= STREAM_ROWS and not p.channels_last:
-        # Every input row meets all rows of taps; few sums at once wait for one another.
+        # Every input row meets all rows of taps; few sums at once wait for one another, and a
+        # single row of taps for its loads.
         sums = kh * vectors / _ceil(vectors, min(8, 28 // (kh + 1)))
-        products = p.height * kh * across * 0.122 * (1 + 1 / sums)
+        each = 0.122 * (1 + 1 / sums) if kh > 1 else 0.35
+        products = p.height * kh * across * each
     else:
         products = tap_rows * across * 0.136
     by_rows = planes * (products + moved * (14.0 if p.channels_last else 1.8) + kh * kw * 0.5 + 108)

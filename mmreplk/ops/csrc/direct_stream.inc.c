@@ -64,7 +64,35 @@ INLINE void stream_rows(const int kh, const int columns, const struct stream *k)
   }
 }
 
-#define STREAM(kh, c) NOINLINE void stream_##kh##_##c(const struct stream *k) { stream_rows(kh, c, k); }
+// A single row of taps: output rows are independent, and several at once make up for short ones.
+INLINE void stream_together(const int rows, const int columns, const struct stream *k, int64_t r) {
+  vf sum[STREAM_COLUMNS][STREAM_COLUMNS];
+  UNROLL for (int i = 0; i < rows; i++)
+    UNROLL for (int c = 0; c < columns; c++) sum[i][c] = zero();
+  const float *x = k->x + (r - k->first) * k->x_row, *w = k->w;
+  for (int64_t v = 0; v < k->taps; v++, x += k->x_tap, w += k->w_tap) {
+    vf tap = splat(*w);
+    UNROLL for (int i = 0; i < rows; i++)
+      UNROLL for (int c = 0; c < columns; c++) sum[i][c] += load(x + i * k->x_row + c * VF) * tap;
+  }
+  UNROLL for (int i = 0; i < rows; i++) stream_store(columns, k, r + i, sum[i]);
+}
+
+INLINE void stream_row(const int columns, const struct stream *k) {
+  const int rows = STREAM_COLUMNS / columns;
+  const vf nothing[STREAM_COLUMNS] = {{0}};
+  int64_t r = 0;
+  for (; r < min64(k->first, k->rows); r++) stream_store(columns, k, r, nothing);  // above the map
+  for (; r + rows <= k->last; r += rows) stream_together(rows, columns, k, r);
+  for (; r < k->last; r++) stream_together(1, columns, k, r);
+  for (; r < k->rows; r++) stream_store(columns, k, r, nothing);
+}
+
+#define STREAM(kh, c)                                                          \
+  NOINLINE void stream_##kh##_##c(const struct stream *k) {                    \
+    if (kh == 1) stream_row(c, k);                                             \
+    else stream_rows(kh, c, k);                                                \
+  }
 #define STREAMS(kh) STREAM(kh, 1) STREAM(kh, 2) STREAM(kh, 3) STREAM(kh, 4) STREAM(kh, 5) STREAM(kh, 6) \
     STREAM(kh, 7) STREAM(kh, 8)
 STREAMS(1) STREAMS(2) STREAMS(3) STREAMS(4) STREAMS(5) STREAMS(6) STREAMS(7)
