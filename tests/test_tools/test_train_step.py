@@ -29,7 +29,10 @@ def train_step(monkeypatch):
 @pytest.mark.parametrize('precision', [[], ['--no-amp']], ids=['amp', 'fp32'])
 def test_times_a_step_of_each(train_step, precision, tmp_path, capsys):
     out = tmp_path / 'rows.jsonl'
-    assert train_step.main([*SMALL, *precision, '--out', str(out)]) == 0
+    picture = tmp_path / 'steps.png'
+    arguments = [*SMALL, *precision, '--out', str(out), '--plot', str(picture)]
+    assert train_step.main(arguments) == 0
+    assert picture.read_bytes().startswith(b'\x89PNG')
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row['candidate'] for row in rows] == list(train_step.CANDIDATES)
     for row in rows:

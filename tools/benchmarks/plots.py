@@ -107,6 +107,28 @@ def draw_marks(path: Path, title: str, labels: list[str], series: dict[str, list
     _finish(figure, axes, title, path)
 
 
+def draw_steps(path: Path, rows: list[dict]) -> None:
+    """Bars of `train_step.py`: depth-wise convolutions, and the rest of a step. Raises OSError."""
+    figure, axes = _figure(1, 1, 8, 1.4 + 0.45 * len(rows))
+    ax, ys = axes[0][0], range(len(rows))
+    names = [LABELS.get(row['candidate'], row['candidate']) for row in rows]
+    times = [row['median_ms'] / 1e3 for row in rows]
+    parts = [time * row['depthwise_share'] for time, row in zip(times, rows, strict=True)]
+    rest = [time - part for time, part in zip(times, parts, strict=True)]
+    ax.barh(ys, parts, color='#D55E00', label='depth-wise convolutions')
+    ax.barh(ys, rest, left=parts, color='#BBBBBB', label='everything else')
+    for y, time in zip(ys, times, strict=True):
+        ax.text(time, y, f' {time:.3g} s', va='center', fontsize=9)
+    ax.set(xlabel='seconds a step', yticks=ys, yticklabels=names)
+    ax.set_xlim(0, 1.12 * max(times))
+    ax.invert_yaxis()
+    for side in ('top', 'right'):
+        ax.spines[side].set_visible(False)
+    row = rows[0]
+    _finish(figure, axes, f'Training step, {row["config"].removeprefix("mmreplk::")}, batch '
+            f'{row["batch"]}, crop {row["crop"]}, {row["dtype"]}', path)
+
+
 def draw_rows(path: Path, rows: list[dict], title: str | None = None) -> None:
     """Draw rows of `dwconv.py`: against K where a map was timed with several, else by shape.
 

@@ -22,6 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 import memory  # noqa: E402
 import networks  # noqa: E402
+import plots  # noqa: E402
 import rows as results  # noqa: E402
 import timing  # noqa: E402
 
@@ -46,6 +47,7 @@ def parse_args(argv=None):
     parser.add_argument('--out', type=Path, help='file of rows (default: results/<device>-<date>-'
                         'train-step.jsonl); an existing file is refused')
     parser.add_argument('--append', action='store_true', help='add to an existing file')
+    parser.add_argument('--plot', type=Path, metavar='FILE.png', help='draw the rows')
     args = parser.parse_args(argv)
     if min(args.batch, args.rounds) < 1 or args.crop < 32:
         parser.error('--batch and --rounds must be at least 1, --crop at least 32')
@@ -164,6 +166,8 @@ def main(argv=None) -> int:
     rows = [where | row for row in measure(steps, args, device)]
     for row in rows:
         file.write(row)
+    if args.plot:
+        plots.draw_steps(args.plot, rows)
     print(f'\n{report(rows)}\nrows in {path}')
     return 0
 
