@@ -1,6 +1,5 @@
 # Cityscapes, 19 classes (labelTrainIds), crop 769, tested on whole pictures of 1025 x 2049: sizes
-# of
-# 8 * k + 1 suit align_corners=True.
+# of 8 * k + 1 suit align_corners=True.
 dataset_type = 'CityscapesDataset'
 data_root = 'data/cityscapes'
 crop_size = (769, 769)

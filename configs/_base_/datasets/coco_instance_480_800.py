@@ -1,5 +1,4 @@
-# COCO 2017 instances with the multi-scale training of DETR: resized to a shorter side of 480 to
-# 800,
+# COCO 2017 instances with the multi-scale training of DETR: resized to a shorter side of 480 to 800
 # or, half of the time, cropped to 384 to 600 in between.
 _base_ = './coco_detection_640_800.py'
 data_root = 'data/coco/'

@@ -1,6 +1,6 @@
 # Cascade Mask R-CNN on RepLKNet-31B: 137M parameters, 80 classes. Box heads of four convolutions
-# and
-# one linear layer with SyncBN, GIoU loss on decoded, class-specific boxes; FPN 256 with 5 outputs.
+# and one linear layer with SyncBN, GIoU loss on decoded, class-specific boxes; FPN 256 with 5
+# outputs.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='CascadeRCNN',

@@ -1,6 +1,5 @@
 # Training on ImageNet from random weights: 300 epochs of AdamW at a total batch of 2048 (8 GPUs x
-# 64
-# images x 4 accumulated steps), 10 epochs of warm-up, cosine down to 1e-6, EMA.
+# 64 images x 4 accumulated steps), 10 epochs of warm-up, cosine down to 1e-6, EMA.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=4e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
