@@ -22,6 +22,10 @@ class RecipeSamplesHook(Hook):
     images; gradient accumulation changes the total batch and not this number. A resumed run counts
     what it saw before, also with another number of processes: the checkpoint keeps it.
 
+    An epoch has the same images on any number of GPUs. Where those agree, but the total batch is
+    smaller than the one that the learning rate is meant for (``auto_scale_lr.base_batch_size``),
+    and the rate is not scaled, that is the line.
+
     Args:
         samples (int, optional): Images that the recipe's training sees, repetitions counted.
             Defaults to None: the run has no recipe, and nothing is said.
@@ -42,7 +46,7 @@ class RecipeSamplesHook(Hook):
         self._iter = 0
 
     def before_train(self, runner) -> None:
-        """Compare, and log a warning if the numbers differ by more than a hundredth.
+        """Compare, and log a warning if the numbers differ by more than a hundredth, or the batch.
 
         Args:
             runner (Runner): The runner, with its checkpoint loaded.
@@ -55,9 +59,14 @@ class RecipeSamplesHook(Hook):
             return
         left = runner.max_iters - runner.iter
         total = self._seen + left * step
-        if abs(total - self.samples) <= TOLERANCE * self.samples:
+        if abs(total - self.samples) > TOLERANCE * self.samples:
+            runner.logger.warning(self._advice(runner, step, total))
             return
-        runner.logger.warning(self._advice(runner, step, total))
+        base, batch = _batches(runner.cfg, step)
+        if base is not None and batch < base:
+            runner.logger.warning(
+                f'This run sees as many samples as the recipe, but {batch} in a batch and not '
+                f'{base}: scale the learning rate (--auto-scale-lr), or expect a lower result.')
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep the images seen so far in the checkpoint's ``meta``.
@@ -112,11 +121,16 @@ def samples_per_iter(runner) -> int:
     return get_world_size() * batch
 
 
-def _rate_advice(cfg, step: int) -> str:
+def _batches(cfg, step: int) -> tuple[int | None, int]:
+    """The total batch that the learning rate is meant for, None if it is scaled, and the run's."""
     scaling = cfg.get('auto_scale_lr') or {}
-    base = scaling.get('base_batch_size')
     batch = step * (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
-    if base is None or scaling.get('enable') or batch == base:
+    return None if scaling.get('enable') else scaling.get('base_batch_size'), batch
+
+
+def _rate_advice(cfg, step: int) -> str:
+    base, batch = _batches(cfg, step)
+    if base is None or batch == base:
         return ''
     return f', scale the learning rate from a batch of {base} to {batch} (--auto-scale-lr)'
 

@@ -96,6 +96,20 @@ def test_the_learning_rate_is_named_where_the_batch_differs(tmp_path, enable, st
     assert (named in line) if named else ('learning rate' not in line)
 
 
+@pytest.mark.parametrize(('base', 'enable', 'steps', 'warned'), [
+    (8, False, 1, True), (8, True, 1, False), (8, False, 4, False), (1, False, 1, False)])
+def test_a_smaller_batch_is_named_where_the_samples_agree(tmp_path, base, enable, steps, warned):
+    """As in an epoch, which has the same images on one GPU as on eight."""
+    cfg = dict(
+        auto_scale_lr=dict(base_batch_size=base, enable=enable),
+        optim_wrapper=dict(accumulative_counts=steps))
+    lines = train(tmp_path, 3 * SIZE, by_epoch=True, length=3, cfg=cfg)[0]
+    assert lines == [
+        'This run sees as many samples as the recipe, but 2 in a batch and not 8: scale the '
+        'learning rate (--auto-scale-lr), or expect a lower result.'
+    ][:warned]
+
+
 def test_the_advice_works(tmp_path):
     lines, _ = train(tmp_path / 'bad', 36, batch=3, length=6)
     length = int(re.search(r'max_iters=(\d+)', lines[0])[1])
