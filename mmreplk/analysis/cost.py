@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..engine.evaluation import innermost
 from ..engine.launch import replace_sync_bn
+from ..engine.weights import build_model
 
 KINDS = ('depth-wise', '1x1', 'other')
 # The convention for detectors: the RPN's proposals, of which so many become instances.
@@ -139,9 +140,7 @@ def default_shape(cfg: Config) -> tuple[int, int]:
     """
     if cfg.get('default_scope') == 'mmdet':
         return 800, 1280
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
+    dataset = innermost((cfg.get('test_dataloader') or {}).get('dataset') or {})
     crops = [step for step in dataset.get('pipeline', []) if step['type'] == 'CenterCrop']
     steps = crops or [step for step in dataset.get('pipeline', []) if step['type'] == 'Resize']
     size = steps[-1].get('crop_size', steps[-1].get('scale')) if steps else None
@@ -159,17 +158,13 @@ def build_on_meta(cfg: Config) -> nn.Module:
 
     Returns:
         nn.Module: The model on the meta device.
+
+    Raises:
+        ValueError: If it cannot be built.
     """
-    init_default_scope(cfg.default_scope)
-    model_cfg = deepcopy(cfg.model)
-    replace_sync_bn(model_cfg)
-    with _silence():
-        try:
-            with torch.device('meta'):
-                model = MODELS.build(model_cfg)
-        except (NotImplementedError, RuntimeError):  # it computes with values while it is built
-            model = MODELS.build(model_cfg)
-    return model.to('meta').eval()
+    cfg = deepcopy(cfg)
+    replace_sync_bn(cfg.model)
+    return build_model(cfg).eval()
 
 
 def format_cost(cost: ModelCost) -> str:

@@ -20,7 +20,7 @@ from .evaluation import innermost
 from .launch import replace_sync_bn
 from .paths import is_remote
 from .weight_checks import check_model_weights, state_for_mmengine
-from .weights import build_model, read_checkpoint, write_new
+from .weights import build_model, drop_pretrained, read_checkpoint, write_new
 
 # Of the largest value. Measured on full-size models with random norms: at most 3e-6, and 2e-4 or
 # more if the eps of the norms is taken for 1e-3 in place of 1e-5.
@@ -209,24 +209,10 @@ def deploy_config(cfg: Config) -> Config:
         Config: A copy.
     """
     cfg = deepcopy(cfg)
-    _drop_pretrained(cfg.model)
+    drop_pretrained(cfg.model)
     cfg.model.backbone.deploy = True
     cfg.load_from, cfg.resume = None, False
     return cfg
-
-
-def _drop_pretrained(node) -> None:
-    if isinstance(node, (list, tuple)):
-        for item in node:
-            _drop_pretrained(item)
-    elif isinstance(node, dict):
-        node.pop('pretrained', None)
-        cfgs = node.get('init_cfg')
-        if cfgs and 'Pretrained' in [
-                cfg.get('type') for cfg in (cfgs if isinstance(cfgs, (list, tuple)) else [cfgs])]:
-            node['init_cfg'] = None
-        for value in node.values():
-            _drop_pretrained(value)
 
 
 def reparameterize(cfg: Config, checkpoint: str, out: str, config_out: str,

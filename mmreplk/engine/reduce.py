@@ -4,6 +4,7 @@ from mmengine.config import Config, ConfigDict
 
 from ..models.arch import parse_arch
 from .preflight import check_backbone, has_replknet
+from .weights import drop_pretrained
 
 # Not of the network: what goes in, and the pictures' statistics.
 KEPT = ('backbone', 'data_preprocessor')
@@ -48,7 +49,7 @@ def reduce_model(cfg: Config, divisor: int) -> str:
     for name, part in cfg.model.items():
         if name not in KEPT:
             _divide_widths(part, divisor)
-    _drop_weights(cfg.model)
+    drop_pretrained(cfg.model)
     if not cfg.get('resume'):
         cfg.load_from = None
     return (f'--reduce {divisor}: widths divided by {divisor}, one pair of blocks a stage, random '
@@ -78,19 +79,3 @@ def _is_width(value) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_width, value))
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _drop_weights(node) -> None:
-    if isinstance(node, (list, tuple)):
-        for item in node:
-            _drop_weights(item)
-    elif isinstance(node, dict):
-        init = node.get('init_cfg')
-        if isinstance(init, dict) and init.get('type') == 'Pretrained':
-            node['init_cfg'] = None
-        elif isinstance(init, (list, tuple)):
-            node['init_cfg'] = [item for item in init if item.get('type') != 'Pretrained']
-        if node.get('pretrained'):
-            node['pretrained'] = None
-        for value in node.values():
-            _drop_weights(value)

@@ -24,6 +24,7 @@ from ..models.pretrained import (
 from .paths import check_file, is_remote
 from .weights import build_model, read_for_mmengine
 
+_REMEDY = 'Name the weights of this config, or the config of these weights'
 _RANDOM = 'These start from the values that init_weights gives them.'
 
 
@@ -208,8 +209,8 @@ def check_model_weights(model: nn.Module, checkpoint: Mapping, heads_may_differ:
     if heads_may_differ and not nothing and not (ours and differs):
         return text
     if found and wanted and found != wanted:
-        text = f'has {found} classes, but the model {wanted}, and {text}'
-    raise ValueError(text)
+        text = f'has {found} classes, but the model {wanted} (num_classes of its heads), and {text}'
+    raise ValueError(f'{text}. {_REMEDY}')
 
 
 def _explain_backbone(backbone: RepLKNet, checkpoint: Mapping, state: dict) -> None:
@@ -217,7 +218,7 @@ def _explain_backbone(backbone: RepLKNet, checkpoint: Mapping, state: dict) -> N
     prefix, body, _ = split(unwrap(checkpoint))
     reason = other_arch(backbone, body)
     if reason:
-        raise ValueError(reason)
+        raise ValueError(f'{reason}. {_REMEDY}')
     if is_merged(body) != backbone.deploy:
         raise ValueError(MERGED if is_merged(body) else NOT_MERGED)
     if not prefix or 'backbone.stem.0.conv.weight' not in state:

@@ -20,6 +20,8 @@ from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
+_BROKEN = 'is truncated, damaged or no PyTorch file: fetch or save it again'
+
 
 class UnsafeFileError(ValueError):
     """A file that holds more than weights and plain values, so that reading it may run code."""
@@ -66,18 +68,18 @@ def read_checkpoint(path: str) -> dict:
     except UnpicklingError as error:
         text = str(error).rsplit('WeightsUnpickler error: ', 1)
         if len(text) == 1 or text[1].startswith('Unsupported operand'):
-            raise ValueError('is damaged, or no PyTorch file') from error
+            raise ValueError(_BROKEN) from error
         name = re.search(r'GLOBAL (\S+)', text[1])
         reason = name[1] if name else text[1].splitlines()[0].strip()
         raise UnsafeFileError(
             f'needs more than weights to be read ({reason}), which could run any code. Save its '
             'state dict alone, where it comes from') from error
     except RuntimeError as error:
-        raise ValueError(f'is truncated, or no PyTorch file: {str(error).splitlines()[0]}'
-                         ) from error
+        reason = str(error).splitlines()[0].split('. ')[0]
+        raise ValueError(f'{_BROKEN} ({reason})') from error
     except (EOFError, KeyError, OSError, TypeError, ValueError) as error:
         # What old formats, or none at all, raise says nothing about the file.
-        raise ValueError('is truncated, or no PyTorch file') from error
+        raise ValueError(_BROKEN) from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f'holds no weights but {type(checkpoint).__name__}')
     return checkpoint
@@ -161,3 +163,24 @@ def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
     except Exception as error:  # whatever goes wrong in a model's constructor
         raise ValueError(f'CONFIG {cfg.filename}: model cannot be built: {type(error).__name__}: '
                          f'{error}') from error
+
+
+def drop_pretrained(node) -> None:
+    """Take the weights to start from out of a model's config; other ``init_cfg`` stay.
+
+    Args:
+        node (dict | list): The config of a model or of a part of it, changed in place.
+    """
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            drop_pretrained(item)
+    elif isinstance(node, dict):
+        init = node.get('init_cfg')
+        if isinstance(init, dict) and init.get('type') == 'Pretrained':
+            node['init_cfg'] = None
+        elif isinstance(init, (list, tuple)):
+            node['init_cfg'] = [item for item in init if item.get('type') != 'Pretrained']
+        if node.get('pretrained'):
+            node['pretrained'] = None
+        for value in node.values():
+            drop_pretrained(value)

@@ -19,6 +19,7 @@ import torch
 from mmengine.config import Config
 
 from mmreplk.analysis.cost import build_on_meta
+from mmreplk.engine.evaluation import innermost
 from mmreplk.engine.fsdp import is_sharded
 from mmreplk.engine.preflight import has_replknet
 
@@ -90,12 +91,6 @@ def tool(server, tmp_path):
         return text
 
     return run
-
-
-def innermost(dataset: dict) -> dict:
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset
 
 
 def is_narrow(cfg: Config) -> bool:

@@ -66,8 +66,10 @@ def test_what_fits(files):
 ])
 def test_what_does_not_fit(files, changes, drop, message):
     files.save('bad.pth', changes, drop)
-    with pytest.raises(ValueError, match=f"CHECKPOINT: .*bad.pth' .*{message}"):
+    with pytest.raises(ValueError, match=f"CHECKPOINT: .*bad.pth' .*{message}") as error:
         files.check('bad.pth')
+    remedy = '. Name the weights of this config, or the config of these weights.'
+    assert str(error.value).endswith(remedy) is ('no RepLKNet' not in message)
 
 
 def test_start_of_a_fine_tuning(files):
