@@ -76,7 +76,10 @@ def _forward_costs(p: Problem, lanes: int) -> tuple[float, float]:
     pixels = p.height * p.width + out_h * out_w
 
     across = met_taps(p.width, out_w, kw, left, right, 4)
-    move = 0.17 if p.channels_last else 0.25
+    move = 0.17
+    if not p.channels_last:  # blocks of pixels are transposed, the last of a plane like the others
+        move = 0.25
+        pixels = lanes * (_ceil(p.height * p.width, lanes) + _ceil(out_h * out_w, lanes))
     by_channels = p.batch * groups * (tap_rows * across * 0.2 + lanes * pixels * move + 300)
     by_channels += groups * lanes * kh * kw * 0.33
 
