@@ -130,6 +130,7 @@ def check_weights(cfg: Config,
         if resume:
             check_resumable(checkpoint)
         difference = check_model_weights(model, checkpoint, heads_may_differ)
+        check_wrapped(cfg, checkpoint)
     except ValueError as error:
         raise ValueError(f'{argument}: {path!r} {error}.') from error
     return difference and f'{argument}: {path!r} {difference}. {_RANDOM}'
@@ -224,6 +225,22 @@ def _explain_backbone(backbone: RepLKNet, checkpoint: Mapping, state: dict) -> N
     if not prefix or 'backbone.stem.0.conv.weight' not in state:
         raise ValueError('holds the right backbone in a layout that MMEngine does not read: '
                          'tools/convert_checkpoint.py turns it into a file that this config loads')
+
+
+def check_wrapped(cfg: Config, checkpoint: Mapping) -> None:
+    """Check that weights stand under ``state_dict`` where a hook of the config reads them there.
+
+    Args:
+        cfg (Config): The full config.
+        checkpoint (Mapping): What was read from the file.
+
+    Raises:
+        ValueError: If they do not, and the config has an EMAHook.
+    """
+    averaged = any('EMAHook' in str(hook.get('type')) for hook in cfg.get('custom_hooks') or [])
+    if averaged and 'state_dict' not in checkpoint:
+        raise ValueError('holds bare weights, but the EMAHook of this config reads them under '
+                         'state_dict: tools/convert_checkpoint.py puts them there')
 
 
 def check_resumable(checkpoint: Mapping) -> None:

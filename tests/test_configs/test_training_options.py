@@ -77,6 +77,7 @@ def train(tmp_path, name, arch, scale=1.0, **wrapper):
         custom_hooks=[watch, *cfg.get('custom_hooks', [])],
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
         randomness=dict(seed=0),
+        default_scope=cfg.default_scope,  # MMPretrain has an EMAHook of its own
         log_level='ERROR',
         experiment_name=str(tmp_path))
     runner.train()

@@ -205,3 +205,14 @@ def test_a_classifier_starts_from_mmpretrain(cls_bench):
     for name, value in model.state_dict().items():
         foreign = name.replace('backbone.norm.', 'backbone.stages.1.norm.')
         assert torch.equal(value, renamed[foreign]), name
+
+
+def test_bare_weights_and_ema(cls_bench):
+    """EMAHook fails on them in the middle of the loading; without it they are fine."""
+    files = Files(cls_bench)
+    torch.save(files.state, cls_bench.folder / 'bare.pth')
+    assert files.check('bare.pth') is None
+    cls_bench.write(custom_hooks=[dict(type='EMAHook', momentum=1e-4)])
+    message = cls_bench.refused('test.py', 'tiny.py', 'bare.pth')
+    assert "CHECKPOINT: 'bare.pth' holds bare weights, but the EMAHook" in message
+    cls_bench.done('test.py', 'tiny.py', files.save('wrapped.pth'), '--work-dir', 'run')
