@@ -237,9 +237,10 @@ def check_mmseg(name, recipe, cfg, train, test):
     cityscapes = 'cityscapes' in name
     size = (recipe.size, recipe.size)
     scale = (2049, 1025) if cityscapes else (2048, 512)
-    assert train['RandomCrop']['crop_size'] == size
+    assert train['RandomCrop'] == dict(type='RandomCrop', crop_size=size, cat_max_ratio=0.75)
     assert cfg.model.data_preprocessor['size'] == size
-    assert train['RandomResize']['scale'] == scale
+    assert train['RandomResize'] == dict(
+        type='RandomResize', scale=scale, ratio_range=(0.5, 2.0), keep_ratio=True)
     assert 'PhotoMetricDistortion' in train
     assert test['Resize'] == dict(type='Resize', scale=scale, keep_ratio=True)
     model = cfg.model
@@ -248,11 +249,17 @@ def check_mmseg(name, recipe, cfg, train, test):
     channels = CHANNELS[recipe.arch]
     assert tuple(model.decode_head.in_channels) == channels
     assert model.auxiliary_head.in_channels == channels[2]
+    assert (model.decode_head.type, model.decode_head.channels) == ('UPerHead', 512)
+    assert model.decode_head.pool_scales == (1, 2, 3, 6)
+    assert (model.auxiliary_head.type, model.auxiliary_head.in_index) == ('FCNHead', 2)
+    assert (model.auxiliary_head.channels, model.auxiliary_head.num_convs) == (256, 1)
+    assert model.decode_head.loss_decode.loss_weight == 1.0
     assert model.auxiliary_head.loss_decode.loss_weight == 0.4
     for head in (model.decode_head, model.auxiliary_head):
         assert head.num_classes == (19 if cityscapes else 150)
         assert head.align_corners is cityscapes
         assert head.norm_cfg.type == 'SyncBN'
+        assert head.dropout_ratio == 0.1
     scales, flips = cfg.tta_pipeline[-1].transforms[:2]
     assert [step['scale'][0] / scale[0] for step in scales] == pytest.approx(
         [0.5, 0.75, 1.0, 1.25, 1.5, 1.75], rel=1e-3)
@@ -272,6 +279,9 @@ def check_mmdet(name, recipe, cfg, train, test):
     if name.startswith('fcos'):
         assert train['RandomChoiceResize']['scales'] == [(1333, 640), (1333, 800)]
         assert cfg.val_evaluator.metric == 'bbox'
+        assert model.bbox_head.num_classes == 80
+        assert model.bbox_head.strides == [8, 16, 32, 64, 128]
+        assert model.bbox_head.norm_cfg.type == 'GN'
         return
     assert cfg.val_evaluator.metric == ['bbox', 'segm']
     plain, cropped = train['RandomChoice']['transforms']
@@ -279,8 +289,15 @@ def check_mmdet(name, recipe, cfg, train, test):
     assert plain[0]['scales'] == cropped[2]['scales'] == sizes
     assert cropped[0]['scales'] == [(400, 1333), (500, 1333), (600, 1333)]
     assert cropped[1]['crop_size'] == (384, 600)
-    assert len(model.roi_head.bbox_head) == 3
-    for head in model.roi_head.bbox_head:
+    roi_head, stages = model.roi_head, model.train_cfg.rcnn
+    assert [head.bbox_coder.target_stds[0] for head in roi_head.bbox_head] == [0.1, 0.05, 0.033]
+    assert [stage.assigner.pos_iou_thr for stage in stages] == [0.5, 0.6, 0.7]
+    assert roi_head.stage_loss_weights == [1, 0.5, 0.25]
+    assert roi_head.mask_head.loss_mask == dict(
+        type='CrossEntropyLoss', use_mask=True, loss_weight=1.0)
+    assert (roi_head.mask_head.num_convs, roi_head.mask_head.num_classes) == (4, 80)
+    for head in roi_head.bbox_head:
+        assert head.num_classes == 80
         assert (head.num_shared_convs, head.num_shared_fcs) == (4, 1)
         assert head.norm_cfg.type == 'SyncBN'
         assert head.loss_bbox == dict(type='GIoULoss', loss_weight=10.0)
@@ -298,7 +315,15 @@ def check_mmpretrain(name, recipe, cfg, train, test):
     augment = train['RandAugment']
     assert (augment['magnitude_level'], augment['magnitude_std']) == (9, 0.5)
     assert augment['policies'] == 'timm_increasing'
-    assert train['RandomErasing']['erase_prob'] == 0.25
+    assert (augment['num_policies'], augment['total_level']) == (2, 10)
+    erasing = train['RandomErasing']
+    # timm's mode "pixel": noise of the statistics of the normalised pictures.
+    assert (erasing['erase_prob'], erasing['mode']) == (0.25, 'rand')
+    assert erasing['fill_color'] == cfg.data_preprocessor.mean[::-1]
+    assert erasing['fill_std'] == cfg.data_preprocessor.std[::-1]
+    resizing = next(test[name] for name in ('Resize', 'ResizeEdge') if name in test)
+    for step in (train['RandomResizedCrop'], resizing):
+        assert (step['backend'], step['interpolation']) == ('pillow', 'bicubic')
     bgr = [round(value) for value in cfg.data_preprocessor.mean[::-1]]
     assert augment['hparams']['pad_val'] == bgr
     assert cfg.model.head.loss == dict(
@@ -313,6 +338,7 @@ def check_mmpretrain(name, recipe, cfg, train, test):
     ema, = cfg.custom_hooks
     assert (ema.type, ema.momentum) == ('EMAHook', pytest.approx(1 - 0.9999))
     assert ema.interval == cfg.optim_wrapper.accumulative_counts
+    assert ema.update_buffers is True
 
 
 @recipes
