@@ -22,9 +22,9 @@ class RecipeSamplesHook(Hook):
     images; gradient accumulation changes the total batch and not this number. A resumed run counts
     what it saw before, also with another number of processes: the checkpoint keeps it.
 
-    An epoch has the same images on any number of GPUs. Where those agree, but the total batch is
-    smaller than the one that the learning rate is meant for (``auto_scale_lr.base_batch_size``),
-    and the rate is not scaled, that is the line.
+    Where the images agree, the line is about a schedule that ends before the run, or about a total
+    batch below the one that the learning rate is meant for (``auto_scale_lr.base_batch_size``): an
+    epoch has the same images on any number of GPUs.
 
     Args:
         samples (int, optional): Images that the recipe's training sees, repetitions counted.
@@ -62,6 +62,13 @@ class RecipeSamplesHook(Hook):
         if abs(total - self.samples) > TOLERANCE * self.samples:
             runner.logger.warning(self._advice(runner, step, total))
             return
+        length, end = _length(runner), _schedule_end(runner)
+        if end < (1 - TOLERANCE) * length:
+            runner.logger.warning(
+                f'This run sees as many samples as the recipe, but param_scheduler ends at {end} '
+                f'and the run at {length}: stretch its begin, end and milestones by '
+                f'{length / end:.3g}{_rate_advice(runner.cfg, step)}, or expect a lower result.')
+            return
         base, batch = _batches(runner.cfg, step)
         if base is not None and batch < base:
             runner.logger.warning(
@@ -93,12 +100,11 @@ class RecipeSamplesHook(Hook):
 
     def _advice(self, runner, step: int, total: int) -> str:
         needed = runner.iter + max(self.samples - self._seen, 0) / step
-        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        if by_epoch:
+        name = 'max_iters'
+        if _by_epoch(runner):
             needed /= len(runner.train_dataloader)
-        name = 'max_epochs' if by_epoch else 'max_iters'
-        current = runner.max_epochs if by_epoch else runner.max_iters
-        factor = needed / current
+            name = 'max_epochs'
+        factor = needed / _schedule_end(runner)
         outcome = 'expect a lower result' if total < self.samples else 'expect a longer run'
         return (f'This run sees {_short(total)} samples, the recipe {_short(self.samples)}: '
                 f'set train_cfg.{name}={round(needed)}, stretch begin, end and milestones of '
@@ -119,6 +125,22 @@ def samples_per_iter(runner) -> int:
     if batch is None:  # a batch sampler decides
         batch = getattr(getattr(loader, 'batch_sampler', None), 'batch_size', None) or 0
     return get_world_size() * batch
+
+
+def _by_epoch(runner) -> bool:
+    return isinstance(runner.train_loop, EpochBasedTrainLoop)
+
+
+def _length(runner) -> int:
+    return runner.max_epochs if _by_epoch(runner) else runner.max_iters
+
+
+def _schedule_end(runner) -> int:
+    """Where the last scheduler that counts as the loop does ends; without one, the run's end."""
+    schedulers = runner.cfg.get('param_scheduler') or []
+    ends = [item['end'] for item in ([schedulers] if isinstance(schedulers, dict) else schedulers)
+            if item.get('end') and item.get('by_epoch', True) is _by_epoch(runner)]
+    return max(ends, default=_length(runner))
 
 
 def _batches(cfg, step: int) -> tuple[int | None, int]:

@@ -10,6 +10,8 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, Dataset
 
+from mmreplk.engine.samples_hook import RecipeSamplesHook
+
 SIZE = 24
 RUNS = itertools.count()
 PAIRS = dict(type=BatchSampler, drop_last=False)
@@ -110,6 +112,26 @@ def test_a_smaller_batch_is_named_where_the_samples_agree(tmp_path, base, enable
     ][:warned]
 
 
+@pytest.mark.parametrize(('by_epoch', 'samples', 'end', 'warned'), [
+    (False, 24, 6, True), (False, 24, 12, False), (False, 24, 20, False),
+    (True, 12 * SIZE, 6, True), (True, 12 * SIZE, 12, False)])
+def test_a_schedule_that_ends_early_is_named(tmp_path, by_epoch, samples, end, warned):
+    """As of a run of which the length alone was raised."""
+    cfg = dict(
+        auto_scale_lr=dict(base_batch_size=8),
+        param_scheduler=[dict(type='ConstantLR', by_epoch=not by_epoch, begin=0, end=3),
+                         dict(type='PolyLR', by_epoch=by_epoch, begin=0, end=end)])
+    line, = train(tmp_path, samples, by_epoch=by_epoch, cfg=cfg)[0]
+    assert ('param_scheduler ends at 6 and the run at 12: stretch its begin, end and milestones '
+            'by 2, scale the learning rate from a batch of 8 to 2' in line) is warned
+
+
+def test_schedules_are_stretched_from_where_they_end(tmp_path):
+    cfg = dict(param_scheduler=dict(type='PolyLR', by_epoch=False, begin=0, end=60))
+    assert 'max_iters=120, stretch begin, end and milestones of param_scheduler by 2,' in train(
+        tmp_path, 240, cfg=cfg)[0][0]
+
+
 def test_the_advice_works(tmp_path):
     lines, _ = train(tmp_path / 'bad', 36, batch=3, length=6)
     length = int(re.search(r'max_iters=(\d+)', lines[0])[1])
@@ -185,6 +207,5 @@ def test_checkpoints_of_others_are_taken_at_this_batch(tmp_path):
 
 @pytest.mark.parametrize('samples', [0, -1, 1.5, '5.12M', True])
 def test_impossible_numbers_are_refused(samples):
-    from mmreplk.engine.samples_hook import RecipeSamplesHook
     with pytest.raises(ValueError, match='RecipeSamplesHook: samples='):
         RecipeSamplesHook(samples)
