@@ -1,7 +1,7 @@
 """The CPU path: compiled kernels (native.py), ``torch.fft``, or oneDNN, by estimated time."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,6 +11,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import cpu_costs, fft, native
 from .problem import Problem
+
+# Bytes of float32 copies and of spectra that are not kept; the compiled kernels' own scratch comes
+# to it (csrc/module.c). Together they take at most the larger of 64 MiB and a tenth of the maps.
+WORKSPACE = 24 << 20
 
 
 def estimates(problem: Problem, task: str) -> dict[str, float | str | None]:
@@ -57,18 +61,30 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, ba
     if not _compiled(problem)[0]:
         spectrum = _kept.get(weight, problem, fft.spectrum_of_weight) if keep else None
         return _mend(fft.forward(x, weight, bias, problem, spectrum), x, weight, bias, problem)
-    x = _dense(x, problem)
-    bias = None if bias is None else bias.float()
-    if backend == 'direct':
-        out = native.direct_forward(x, _wide(weight).contiguous(), bias, problem)
-    else:
-        taps = _wide(weight).contiguous()
-        if keep:
-            spectrum = _kept.get(weight, problem, native.fft_spectrum)
+    taps = _wide(weight).contiguous()
+    bias = None if bias is None else bias.float().contiguous()
+    kept = (_kept.get(weight, problem, native.fft_spectrum) if backend == 'fft' and keep else None)
+    out = outputs = spectrum = None
+    for piece in _pieces(problem, backend == 'fft' and not keep, x):
+        part = _dense(x[piece.images, piece.inputs], problem)
+        mine = taps[piece.outputs]
+        shift = None if bias is None else bias[piece.outputs]
+        if backend == 'direct':
+            part = native.direct_forward(part, mine, shift, piece.problem)
         else:
-            spectrum = native.fft_spectrum(taps, problem)
-        out = native.fft_forward(x, spectrum, taps, bias, problem)
-    return out.to(problem.dtype)
+            if piece.outputs != outputs:
+                outputs, spectrum = piece.outputs, None
+                spectrum = (native.fft_spectrum(mine, piece.problem) if kept is None
+                            else native.part_of_spectrum(kept, problem, outputs))
+            part = native.fft_forward(part, spectrum, mine, shift, piece.problem)
+        if piece.problem == problem:
+            return part.to(problem.dtype)
+        if out is None:
+            out = torch.empty(problem.out_shape, dtype=problem.dtype,
+                              memory_format=problem.memory_format)
+        out[piece.images, piece.outputs] = part
+        del part  # the next is to take its place
+    return out
 
 
 def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tensor:
@@ -76,7 +92,17 @@ def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tens
     if not _compiled(problem)[0]:
         return fft.weight_grad(x, grad, problem)
     run = native.direct_weight_grad if backend == 'direct' else native.fft_weight_grad
-    return run(_dense(x, problem), _dense(grad, problem), problem).to(problem.dtype)
+    out = None
+    for piece in _pieces(problem, False, x, grad):
+        part = run(_dense(x[piece.images, piece.inputs], problem),
+                   _dense(grad[piece.images, piece.outputs], problem), piece.problem)
+        if piece.problem == problem:
+            return part.to(problem.dtype)
+        if out is None:
+            out = part.new_zeros(problem.out_channels, 1, *problem.kernel)
+        out[piece.outputs] += part
+        del part
+    return out.to(problem.dtype)
 
 
 @lru_cache(maxsize=4096)
@@ -98,13 +124,20 @@ def one_backward(problems: tuple[Problem, ...], backend: str) -> bool:
         return True
     apart = 0.0
     for problem in problems:
-        turned = problem._replace(padding=tuple(
-            max(0, reach - 1 - side) for reach, side in zip(
-                (problem.reach[0], problem.reach[0], problem.reach[1], problem.reach[1]),
-                problem.padding, strict=True)))
-        for each, task in ((Problem(*turned), 'forward'), (problem, 'weight_grad')):
+        for each, task in ((_turned(problem), 'forward'), (problem, 'weight_grad')):
             apart += min(time for time in estimates(each, task).values() if isinstance(time, float))
     return cpu_costs.fft_backward(problems) < apart
+
+
+def _turned(problem: Problem) -> Problem:
+    """The convolution that gives the gradient of the input, see operators.input_grad."""
+    top, bottom, left, right = problem.padding
+    rows, columns = (reach - 1 for reach in problem.reach)
+    sides = rows - top, rows - bottom, columns - left, columns - right
+    cut = [min(0, side) for side in sides]
+    height, width = problem.out_size
+    return problem._replace(height=height + cut[0] + cut[1], width=width + cut[2] + cut[3],
+                            padding=tuple(max(0, side) for side in sides), has_bias=False)
 
 
 def _within(small: Problem, large: Problem) -> bool:
@@ -124,13 +157,66 @@ def _within(small: Problem, large: Problem) -> bool:
 def backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tensor],
              problems: Sequence[Problem]) -> list[Tensor] | None:
     """Both gradients in one pass, see native.fft_backward; None if NaN or Inf keep it from that."""
-    branches = [(native.fft_spectrum(_wide(weight).contiguous(), problem, like=problems[0]),
-                 _dense(grad, problem), problem)
-                for weight, grad, problem in zip(weights, grads, problems, strict=True)]
-    both = native.fft_backward(_dense(x, problems[0]), branches)
-    if both is None:
-        return None
-    return [out.to(x.dtype) for out in (both[0], *both[1])]
+    first, out = problems[0], None
+    for piece in _pieces(first, False, x, *grads):
+        size = dict(batch=piece.problem.batch, channels=piece.problem.channels)
+        both = native.fft_backward(_dense(x[piece.images, piece.inputs], first), [
+            (_wide(weight[piece.outputs]).contiguous(),
+             _dense(grad[piece.images, piece.outputs], first), problem._replace(**size))
+            for weight, grad, problem in zip(weights, grads, problems, strict=True)])
+        if both is None:
+            return None
+        if piece.problem == first:
+            return [part.to(x.dtype) for part in (both[0], *both[1])]
+        if out is None:
+            out = [torch.empty(x.shape, dtype=x.dtype, memory_format=first.memory_format),
+                   *(part.new_zeros(weight.shape) for part, weight in zip(
+                       both[1], weights, strict=True))]
+        out[0][piece.images, piece.inputs] = both[0]
+        for total, part in zip(out[1:], both[1], strict=True):
+            total[piece.outputs] += part
+        del both, part
+    return [part.to(x.dtype) for part in out]
+
+
+class _Piece(NamedTuple):
+    images: slice
+    inputs: slice  # channels
+    outputs: slice
+    problem: Problem
+
+
+def _pieces(problem: Problem, with_spectrum: bool, *maps: Tensor) -> Iterator[_Piece]:
+    """Parts of a problem for which the copies of maps and a spectrum take no more than `WORKSPACE`.
+
+    In most cases that is the problem itself. The kernels need float32 in order, so that other maps
+    are copied; sums over the images of several parts are left to the caller.
+    """
+    copied = any(t.dtype != torch.float32 or not t.is_contiguous(
+        memory_format=problem.memory_format) for t in maps)
+    (out_h, out_w), lanes = problem.out_size, native.lanes()
+    # Copies of what is read, and what is written, which is rounded or put in place afterwards.
+    planes = len(maps) * problem.height * problem.width + problem.multiplier * out_h * out_w
+    bytes_of_all = 4 * planes * problem.batch * problem.channels if copied else 0
+    spectrum = native.spectrum_bytes(problem) if with_spectrum else 0
+    if bytes_of_all + spectrum <= WORKSPACE:
+        yield _Piece(slice(None), slice(None), slice(None), problem)
+        return
+    share = WORKSPACE // 2 if with_spectrum else WORKSPACE
+    fit, many = max(1, share // (4 * planes)), problem.multiplier
+    parts = max(_ceil(problem.channels, fit), _ceil(spectrum, share), 1)
+    channels = _ceil(_ceil(problem.channels, parts), lanes) * lanes  # whole vectors
+    images = max(1, fit // channels)
+    for c in range(0, problem.channels, channels):
+        end = min(c + channels, problem.channels)
+        for n in range(0, problem.batch, images):
+            last = min(n + images, problem.batch)
+            yield _Piece(slice(n, last), slice(c, end), slice(c * many, end * many),
+                         problem._replace(batch=last - n, channels=end - c))
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def _dense(tensor: Tensor, problem: Problem) -> Tensor:

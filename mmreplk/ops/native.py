@@ -85,17 +85,27 @@ def direct_weight_grad(x: Tensor, grad: Tensor, problem: Problem, isa: int = -1)
     return out
 
 
-def fft_spectrum(weight: Tensor, problem: Problem, isa: int = -1,
-                 like: Problem | None = None) -> Tensor:
-    """The spectrum of the weights for `fft_forward`, an opaque buffer.
-
-    With ``like``, at the points of another problem: same maps, a kernel that reaches further.
-    """
-    call = _call(problem, isa, like)
+def fft_spectrum(weight: Tensor, problem: Problem, isa: int = -1) -> Tensor:
+    """The spectrum of the weights for `fft_forward`, an opaque buffer."""
+    call = _call(problem, isa)
     out = torch.empty(call.spectrum_size)
     _native.run(_SPECTRUM, call.isa, torch.get_num_threads(), call.geometry, 0,
                 weight.data_ptr(), 0, 0, 0, out.data_ptr())
     return out
+
+
+def spectrum_bytes(problem: Problem) -> int:
+    """What `fft_spectrum` returns, in bytes."""
+    return 4 * _call(problem, -1).spectrum_size
+
+
+def part_of_spectrum(spectrum: Tensor, problem: Problem, outputs: slice) -> Tensor:
+    """The spectrum of some output channels, from whole vectors on."""
+    if outputs == slice(None):
+        return spectrum
+    width = lanes()
+    group = spectrum.numel() // -(-problem.out_channels // width)
+    return spectrum[outputs.start // width * group:]
 
 
 def fft_forward(x: Tensor, spectrum: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
@@ -124,9 +134,8 @@ def fft_backward(x: Tensor, branches: list[tuple[Tensor, Tensor, Problem]],
 
     Args:
         x (Tensor): The input.
-        branches (list): For each kernel its spectrum, the gradient of its output, and its problem.
-            The first is the largest and gives the points of the transforms: of a second kernel the
-            spectrum is that of `fft_spectrum` with ``like=`` the first problem. No multiplier.
+        branches (list): For each kernel its weights, the gradient of its output, and its problem.
+            The first is the largest and gives the points of the transforms. No multiplier.
         isa (int): Index into `isas`. Defaults to the best.
 
     Returns:
@@ -140,8 +149,8 @@ def fft_backward(x: Tensor, branches: list[tuple[Tensor, Tensor, Problem]],
     grads = [torch.empty(problem.out_channels, 1, *problem.kernel) for _, _, problem in branches]
     finite = _native.backward(
         calls[0].isa, torch.get_num_threads(), x.data_ptr(), grad_x.data_ptr(),
-        *((call.geometry, spectrum.data_ptr(), grad.data_ptr(), out.data_ptr())
-          for call, (spectrum, grad, _), out in zip(calls, branches, grads, strict=True)))
+        *((call.geometry, weight.data_ptr(), grad.data_ptr(), out.data_ptr())
+          for call, (weight, grad, _), out in zip(calls, branches, grads, strict=True)))
     return (grad_x, grads) if finite else None
 
 

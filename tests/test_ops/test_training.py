@@ -31,20 +31,39 @@ PEAK = """
 import sys, torch
 sys.path.insert(0, {benchmarks!r})
 from memory import peak_of
-from mmreplk.ops import large_kernel_dwconv2d
-torch.set_num_threads(2)
-def step(n, c, size, k):
-    x = torch.randn(n, c, size, size).to(memory_format=torch.{layout}).requires_grad_()
-    weight = torch.randn(c, 1, k, k, requires_grad=True)
+from mmreplk.ops import large_kernel_dwconv2d, large_kernel_dwconv2d_pair
+torch.set_num_threads({threads})
+def step(n, c, h, w, *kernels):
+    x = torch.randn(n, c, h, w).to(torch.{dtype}, memory_format=torch.{layout}).requires_grad_()
+    weights = [torch.randn(c, 1, k, k).to(x).requires_grad_() for k in kernels]
     def run():
-        out = large_kernel_dwconv2d(x, weight, None, 1, k // 2, backend={backend!r})
-        out.backward(out.detach())
+        if len(weights) == 2:
+            outs = large_kernel_dwconv2d_pair(x, *weights, backend={backend!r})
+        else:
+            outs = [large_kernel_dwconv2d(x, weights[0], None, 1, kernels[0] // 2,
+                                          backend={backend!r})]
+        torch.autograd.backward(outs, [out.detach() for out in outs])
     return run, x
-step(1, 2, 32, 31)[0]()
-run, x = step({n}, {c}, {size}, {k})
+step(1, 2, 32, 32, {kernels})[0]()
+run, x = step(*{shape}, {kernels})
 peak, how = peak_of(run, torch.device('cpu'))
-print(peak, x.numel() * 4, how)
+print(peak, x.nbytes, how)
 """
+
+
+def workspace_of(backend, shape, kernels, layout, dtype='float32', threads=2):
+    """Bytes beyond outputs and gradients, and how many are allowed."""
+    code = PEAK.format(benchmarks=str(ROOT / 'tools/benchmarks'), layout=layout, shape=shape,
+                       kernels=', '.join(map(str, kernels)), backend=backend, dtype=dtype,
+                       threads=threads)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    peak, map_bytes, *how = done.stdout.split()
+    if peak == 'None':
+        pytest.skip(' '.join(how))
+    # The outputs (whose gradients are the outputs themselves here) and the gradient of the input.
+    maps = (1 + len(kernels)) * int(map_bytes)
+    return int(peak) - maps, max(64 << 20, maps // 10)
 
 
 @pytest.mark.slow
@@ -55,16 +74,24 @@ print(peak, x.numel() * 4, how)
     ('direct', 16, 128, 128, 5), ('fft', 1, 8, 1024, 51)])
 def test_workspace(backend, n, c, size, k, layout):
     """Beyond output and gradients, at most 64 MiB or a tenth of the activations."""
-    code = PEAK.format(benchmarks=str(ROOT / 'tools/benchmarks'), layout=layout, n=n, c=c,
-                       size=size, k=k, backend=backend)
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    peak, map_bytes, *how = done.stdout.split()
-    if peak == 'None':
-        pytest.skip(' '.join(how))
-    # The output (whose gradient is the output itself here) and the gradient of the input.
-    workspace = int(peak) - 2 * int(map_bytes)
-    allowed = max(64 << 20, 2 * int(map_bytes) // 10)
+    workspace, allowed = workspace_of(backend, (n, c, size, size), (k, ), layout)
+    assert workspace <= allowed, f'{workspace / 2**20:.1f} MiB, allowed {allowed / 2**20:.1f}'
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='peak memory is known on Linux')
+@pytest.mark.parametrize(('shape', 'kernels', 'layout', 'dtype', 'threads'), [
+    # RepLKNet-XL's second stage at 800x1280: spectra of 43 MiB for each of the branches.
+    ((1, 512, 100, 160), (27, 5), 'contiguous_format', 'float32', 2),
+    ((2, 512, 100, 160), (27, 5), 'channels_last', 'float32', 2),
+    ((1, 128, 200, 320), (31, 5), 'contiguous_format', 'float32', 16),
+    ((1, 1024, 100, 160), (27, ), 'contiguous_format', 'float32', 2),
+    # 16 bits are computed in float32, of which no whole copies are made.
+    ((16, 128, 128, 128), (31, ), 'contiguous_format', 'bfloat16', 2),
+    ((16, 128, 128, 128), (5, ), 'channels_last', 'bfloat16', 2),
+    ((16, 128, 128, 128), (31, 5), 'channels_last', 'float16', 2)])
+def test_workspace_of_spectra_and_copies(shape, kernels, layout, dtype, threads):
+    workspace, allowed = workspace_of('auto', shape, kernels, layout, dtype, threads)
     assert workspace <= allowed, f'{workspace / 2**20:.1f} MiB, allowed {allowed / 2**20:.1f}'
 
 

@@ -30,7 +30,7 @@ struct work {
   const struct plan *plan_h, *plan_w;
   // Both gradients in one (FFT_BACKWARD; y is the weights' then, multiplier is 1):
   float *gx;                  // gradient of the input, 0 before
-  const struct work *second;  // another kernel on the same input, with its own spectrum, gy and y, or NULL
+  const struct work *second;  // another kernel on the same input, with its own w, gy and y, or NULL
   atomic_int *broken;         // set to 1 if gx has met NaN or Inf and is wrong
 };
 

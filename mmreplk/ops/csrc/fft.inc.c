@@ -92,11 +92,10 @@ static void place_taps(const struct geometry *g, const vf *w, int64_t u, int64_t
   }
 }
 
-static void spectrum_run(const struct work *k, int64_t group, void *scratch) {
+// The spectrum of one group. z, plane, w: room for a row, a plane and all taps.
+static void spectrum_of(const struct work *k, int64_t group, float *z, float *plane, vf *w, float *out) {
   const struct geometry *g = &k->g;
   int64_t f = frequencies(g), n = g->points_h, pitch = pitch_of(g);
-  float *z = scratch, *plane = z + row_room(g);
-  vf *w = (vf *)(plane + plane_room(g));
   int64_t taps = g->kernel_h * g->kernel_w;
   struct view weights = weights_view(k->w, group * VF, g->channels * g->multiplier, taps);
   pixels_in(&weights, 0, 1, 0, taps, (float *)w, 0, VF);
@@ -114,12 +113,18 @@ static void spectrum_run(const struct work *k, int64_t group, void *scratch) {
   }
   // The unpacking of row pairs doubles twice, here and in the map's; neither inverse is scaled.
   const vf scale = splat(0.25f / ((float)g->points_h * (float)g->points_w));
-  float *out = k->y + group * f * n * POINT;
   for (int64_t c = 0; c < f; c++, out += n * POINT) {
     float *column = plane + c * pitch * POINT;
     fft(k->plan_h, column, n);
     for (int64_t t = 0; t < n * POINT; t += VF) store(out + t, load(column + t) * scale);
   }
+}
+
+static void spectrum_run(const struct work *k, int64_t group, void *scratch) {
+  const struct geometry *g = &k->g;
+  float *z = scratch, *plane = z + row_room(g);
+  spectrum_of(k, group, z, plane, (vf *)(plane + plane_room(g)),
+              k->y + group * frequencies(g) * g->points_h * POINT);
 }
 
 // -- forward: an item is an image, VF channels and a tile ------------------------------------------
@@ -260,11 +265,12 @@ static void fft_grad_run(const struct work *k, int64_t group, void *scratch) {
 // On the circle of a tile the gradient of the input is the transposed product: its spectrum is the
 // output gradient's times the conjugate of the weights'. So one transform of the output gradient
 // serves both gradients, and that of the input serves all branches: k->second, if not NULL, is a
-// smaller kernel on the same input. The weights' spectra have the points of k->g.
+// smaller kernel on the same input. The weights' spectra, at the points of k->g, are needed nowhere
+// else: those of all groups at once would take more memory than the maps may.
 
 static size_t fft_back_scratch(const struct work *k) {
   const struct geometry *g = &k->g;
-  int planes = k->second ? 5 : 3;
+  int planes = k->second ? 7 : 4;
   return sizeof(float) *
          (size_t)(row_room(g) + g->kernel_h * g->kernel_w * VF + planes * plane_room(g) + source_room(g));
 }
@@ -275,12 +281,14 @@ static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
   int branches = k->second ? 2 : 1;
   int64_t taps = g->kernel_h * g->kernel_w, tiles = tile_count(g);
   int64_t f = frequencies(g), n = g->points_h, pitch = pitch_of(g), wide = ceil_div(g->out_w, g->tile_w);
-  float *z = scratch, *plane = z + row_room(g), *grad[2], *sums[2], *end = plane + plane_room(g);
-  for (int b = 0; b < branches; b++, end += 2 * plane_room(g)) {
-    grad[b] = end, sums[b] = end + plane_room(g);
+  float *z = scratch, *plane = z + row_room(g), *end = plane + plane_room(g);
+  float *grad[2], *sums[2], *spectra[2];
+  for (int b = 0; b < branches; b++, end += 3 * plane_room(g)) {
+    grad[b] = end, sums[b] = end + plane_room(g), spectra[b] = end + 2 * plane_room(g);
     clear_points(sums[b], 0, f * pitch);
   }
   vf *w = (vf *)end, check = zero();
+  for (int b = 0; b < branches; b++) spectrum_of(branch[b], group, z, plane, w, spectra[b]);
   struct source *from = (struct source *)(w + taps);
   sources(k->plan_w, pitch, from);
 
@@ -300,11 +308,11 @@ static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
                      pitch);
       }
       for (int64_t c = 0; c < f; c++) {
-        int64_t at = c * pitch * POINT, spectrum = (group * f + c) * n * POINT;
+        int64_t at = c * pitch * POINT, spectrum = c * n * POINT;
         fft(k->plan_h, plane + at, clear_rest(&down, plane + at));
         for (int b = branches - 1; b >= 0; b--)
           turn(k->plan_h, grad[b] + at, clear_rest(&out_down, grad[b] + at), plane + at, sums[b] + at,
-               branch[b]->spectrum + spectrum, b + 1 < branches ? grad[b + 1] + at : NULL, b == 0);
+               spectra[b] + spectrum, b + 1 < branches ? grad[b + 1] + at : NULL, b == 0);
       }
       for (int64_t t = 0; t < rows.ins; t += 2) {
         int two = t + 1 < rows.ins;

@@ -9,7 +9,7 @@
 //   same(threads, a, b, bytes) -> bool    whether two blocks of memory hold the same bits
 //   run(kernel, isa, threads, geometry, x, w, spectrum, bias, gy, y)
 //   backward(isa, threads, x, gx, branch[, branch]) -> bool
-//                                         FFT_BACKWARD; branch is (geometry, spectrum, gy, dw), both of
+//                                         FFT_BACKWARD; branch is (geometry, w, gy, dw), both of
 //                                         the same points. False: gx is wrong, there are NaN or Inf
 //
 // kernel is a value of the enum in dwconv.h, isa an index into isas(), geometry the bytes of a
@@ -112,6 +112,20 @@ static void run_items(const void *data, int64_t begin, int64_t end, void *scratc
   for (int64_t item = begin; item < end; item++) job->kernel->run(&job->work, item, scratch);
 }
 
+// The scratch of all threads takes no more than this, or a tenth of the maps where that is more: fewer
+// threads then work at a time. A single one is never refused.
+enum { ALL_SCRATCH = 40 << 20 };
+
+static int run_job(const struct job *job, long long threads) {
+  const struct geometry *g = &job->work.g;
+  int64_t channels = g->batch * g->channels, pixels = g->height * g->width;
+  int64_t tenth = channels * (pixels + g->multiplier * g->out_h * g->out_w) * (int64_t)sizeof(float) / 10;
+  size_t scratch = job->kernel->scratch(&job->work);
+  size_t fit = (size_t)max64(ALL_SCRATCH, tenth) / (scratch + 1);
+  return dw_parallel(run_items, job, job->kernel->items(&job->work), scratch,
+                     fit < (size_t)max64(threads, 1) ? max64((int64_t)fit, 1) : threads);
+}
+
 static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count) {
   (void)self;
   if (count != 10) return PyErr_Format(PyExc_TypeError, "run takes 10 arguments, not %zd", count);
@@ -149,8 +163,7 @@ static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count)
   if (map)
     dw_expect_writes(job.work.y, sizeof(float) * (size_t)(g->batch * g->channels * g->multiplier *
                                                           g->out_h * g->out_w));
-  failed = dw_parallel(run_items, &job, job.kernel->items(&job.work),
-                       job.kernel->scratch(&job.work), v[2]);
+  failed = run_job(&job, v[2]);
   Py_END_ALLOW_THREADS
   if (failed) return PyErr_NoMemory();
   Py_RETURN_NONE;
@@ -159,14 +172,14 @@ static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count)
 static int parse_branch(PyObject *branch, struct work *out) {
   const char *bytes;
   Py_ssize_t size;
-  unsigned long long spectrum, gy, dw;
-  if (!PyArg_ParseTuple(branch, "y#KKK", &bytes, &size, &spectrum, &gy, &dw)) return 0;
+  unsigned long long w, gy, dw;
+  if (!PyArg_ParseTuple(branch, "y#KKK", &bytes, &size, &w, &gy, &dw)) return 0;
   if (size != (Py_ssize_t)sizeof(struct geometry)) {
     PyErr_SetString(PyExc_ValueError, "a bad geometry");
     return 0;
   }
   memcpy(&out->g, bytes, sizeof out->g);
-  out->spectrum = (const float *)(uintptr_t)spectrum;
+  out->w = (const float *)(uintptr_t)w;
   out->gy = (const float *)(uintptr_t)gy;
   out->y = (float *)(uintptr_t)dw;
   out->plan_h = plan_of(out->g.points_h);
@@ -201,8 +214,7 @@ static PyObject *py_backward(PyObject *self, PyObject *args) {
   job.work.broken = &broken;
   int failed;
   Py_BEGIN_ALLOW_THREADS
-  failed = dw_parallel(run_items, &job, job.kernel->items(&job.work), job.kernel->scratch(&job.work),
-                       threads);
+  failed = run_job(&job, threads);
   Py_END_ALLOW_THREADS
   if (failed) return PyErr_NoMemory();
   return PyBool_FromLong(!atomic_load(&broken));
