@@ -79,7 +79,8 @@ def dwconv2d_backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tens
         total = grad_x if total is None else total + grad_x
         out.append(_dwconv2d_weight_grad(x, grad, weight.shape[2:], padding, dilation,
                                          soft(backend)))
-    return [total, *out]
+    # In the format that the fake promises: a compiled graph relies on it.
+    return [total.contiguous(memory_format=memory_format_of(x)), *out]
 
 
 def _branches(grads, weights, paddings, dilations):
@@ -94,8 +95,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, ba
         out = _convolve(x, weight, bias, problem.padding, problem.dilation)
     elif backend == 'triton':
         from . import triton_launch
-        out = triton_launch.forward(
-            x.contiguous(), weight.contiguous(), bias, problem, allow_tf32())
+        out = triton_launch.forward(x, weight, bias, problem, allow_tf32())
     else:
         out = cpu.forward(x, weight, bias, problem, backend, keep)
     return out.contiguous(memory_format=problem.memory_format)
@@ -105,7 +105,7 @@ def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tens
     """Run one backend, which has to support the problem."""
     if backend == 'triton':
         from . import triton_launch
-        return triton_launch.weight_grad(x.contiguous(), grad.contiguous(), problem, allow_tf32())
+        return triton_launch.weight_grad(x, grad, problem, allow_tf32())
     if backend != 'torch':
         return cpu.weight_grad(x, grad, problem, backend)
     top, bottom, left, right = problem.padding
@@ -233,8 +233,8 @@ def _dwconv2d_backward(ctx, grad):
     x, weight = ctx.saved_tensors
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0] and ctx.needs_input_grad[1]:
-        grad_x, grad_weight = dwconv2d_backward(
-            x, [grad], [weight], ctx.padding, ctx.dilation, soft(ctx.backend))
+        grad_x, grad_weight = _both_grads(
+            x, [grad], [weight], ctx.padding, ctx.dilation, ctx.backend)
     elif ctx.needs_input_grad[0]:
         grad_x = input_grad(grad, weight, x.shape[1], ctx.padding, ctx.dilation, ctx.backend)
     elif ctx.needs_input_grad[1]:
@@ -253,9 +253,23 @@ def _keep_pair(ctx, inputs, output):
 
 def _pair_backward(ctx, grad, other_grad):
     x, weight, other = ctx.saved_tensors
-    grads = dwconv2d_backward(x, [grad, other_grad], [weight, other], ctx.paddings, ctx.dilations,
-                              soft(ctx.backend))
+    grads = _both_grads(x, [grad, other_grad], [weight, other], ctx.paddings, ctx.dilations,
+                        ctx.backend)
     return *grads, None, None, None, None
+
+
+def _both_grads(x, grads, weights, paddings, dilations, backend: str) -> list[Tensor]:
+    """`dwconv2d_backward`, but for what maps over gradients by the vmap from before torch.func:
+    ``torch.autograd.grad(..., is_grads_batched=True)``. That knows no ops of lists of tensors."""
+    if not any(map(torch._C._functorch.is_legacy_batchedtensor, grads)):
+        return dwconv2d_backward(x, grads, weights, paddings, dilations, soft(backend))
+    total, out = None, []
+    for grad, weight, padding, dilation in _branches(grads, weights, paddings, dilations):
+        grad_x = input_grad(grad, weight, x.shape[1], padding, dilation, backend)
+        total = grad_x if total is None else total + grad_x
+        out.append(dwconv2d_weight_grad(x, grad, weight.shape[2:], padding, dilation,
+                                        soft(backend)))
+    return [total, *out]
 
 
 def _keep_for_weight_grad(ctx, inputs, output):

@@ -68,8 +68,7 @@ def test_kernel(compare, isa, problem):
         branches.append((inner, other, second, sides, dilation))
     weights, grads, shapes, paddings, dilations = zip(*branches, strict=True)
     actual = native.fft_backward(
-        x, [(native.fft_spectrum(w, p, isa, like=first), g, p)
-            for w, g, p in zip(weights, grads, shapes, strict=True)], isa)
+        x, list(zip(weights, grads, shapes, strict=True)), isa)
     assert actual is not None
     right = expected(x, weights, grads, paddings, dilations)
     for a, b in zip((actual[0], *actual[1]), right, strict=True):
@@ -164,6 +163,49 @@ def test_opcheck(backend):
                           **close)
 
 
+@pytest.mark.parametrize('backend', ['auto', 'fft?', 'direct?', 'torch'])
+@pytest.mark.parametrize('last', [False, True])
+def test_the_inputs_gradient_has_the_inputs_format(backend, last):
+    """Whatever that of the output's gradient is: a compiled graph relies on what the fake says."""
+    formats = [torch.contiguous_format, torch.channels_last]
+    x = normal(2, 8, 20, 20).contiguous(memory_format=formats[last])
+    grad = normal(2, 8, 20, 20).contiguous(memory_format=formats[not last])
+    found = OPS.dwconv2d_backward(x, [grad], [normal(8, 1, 7, 7)], [3] * 4, [1, 1], backend)
+    assert found[0].stride() == x.stride()
+
+
+@needs_kernels
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('layout', FORMATS)
+@pytest.mark.parametrize('room', [2_000_000, 100_000, 1000])
+def test_in_pieces(monkeypatch, compare, layout, dtype, room):
+    """Large copies and spectra are made piece by piece, of channels and of images."""
+    x = normal(3, 50, 20, 22, dtype=dtype).contiguous(memory_format=FORMATS[layout])
+    weights = [normal(50, 1, 9, 9, seed=1, dtype=dtype), normal(50, 1, 3, 3, seed=2, dtype=dtype)]
+    grads = [normal(*x.shape, seed=3 + i, dtype=dtype) for i in range(2)]
+    monkeypatch.setattr(cpu, 'WORKSPACE', room)
+
+    def problem(weight):
+        return functional.problem_of(x, weight, None, 1, weight.shape[-1] // 2, 1)
+
+    seen = [(piece.images, piece.outputs) for piece in cpu._pieces(problem(weights[0]), True, x)]
+    assert len(seen) > 1 or room > 1_000_000
+    for backend in ('fft', 'direct'):
+        leaves = [t.requires_grad_() for t in (x, *weights)]
+        outs = large_kernel_dwconv2d_pair(*leaves, backend=backend)
+        actual = torch.autograd.grad(outs, leaves, grads)
+        for a, b in zip(actual, expected(x, weights, grads, [4, 1], [1, 1]), strict=True):
+            compare(a, b, dtype, times=2)
+        assert actual[0].stride() == x.stride()
+        for out, weight in zip(outs, weights, strict=True):
+            with torch.no_grad():  # with a kept spectrum, of which a part serves a piece
+                kept = large_kernel_dwconv2d(x, weight, None, 1, weight.shape[-1] // 2,
+                                             backend=backend)
+            right = F.conv2d(x.double(), weight.double(), None, 1, weight.shape[-1] // 2, 1, 50)
+            compare(out, right, dtype)
+            assert torch.equal(out, kept)
+
+
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 def test_second_derivatives(compare, dtype):
     x, weight, small = (normal(2, 3, 9, 8, dtype=dtype), normal(3, 1, 7, 5, seed=1, dtype=dtype),
@@ -196,6 +238,38 @@ def test_vmap():
     for i in range(3):
         for a, b in zip(mapped, gradients(x[i], grad[i]), strict=True):
             torch.testing.assert_close(a[i], b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('size', 'kernel', 'padding'), [
+    ((4, 5), 21, 12), ((36, 23), 28, (27, 26)), ((3, 40), 5, 4), ((2, 2), 3, 9), ((30, 30), 31, 5)])
+def test_any_padding(compare, size, kernel, padding):
+    """Also more than "same", and more than the kernel."""
+    x, weight = normal(1, 3, *size), normal(3, 1, kernel, kernel, seed=1)
+    leaves = [t.requires_grad_() for t in (x, weight)]
+    out = large_kernel_dwconv2d(*leaves, padding=padding)
+    grad = normal(*out.shape, seed=2)
+    actual = torch.autograd.grad(out, leaves, grad)
+    for a, b in zip(actual, expected(x, [weight], [grad], [padding], [1]), strict=True):
+        compare(a, b, torch.float32, times=3)
+    problem = functional.problem_of(x, weight, None, 1, padding, 1)
+    assert cpu._turned(problem).out_size == size
+
+
+@pytest.mark.parametrize('two', [False, True])
+def test_batched_gradients(two):
+    """The vmap from before torch.func, as of ``autograd.functional.jacobian(vectorize=True)``."""
+    leaves = [normal(2, 4, 20, 20), normal(4, 1, 13, 13, seed=1), normal(4, 1, 5, 5, seed=2)]
+    leaves = [t.requires_grad_() for t in leaves[:2 + two]]
+    x, *weights = leaves
+    if two:
+        outs = large_kernel_dwconv2d_pair(*leaves, backend='fft')
+    else:
+        outs = [large_kernel_dwconv2d(*leaves, padding=6)]
+    grads = [normal(3, *x.shape, seed=5 + i) for i in range(len(outs))]
+    plain = [F.conv2d(x, w, padding=w.shape[-1] // 2, groups=4) for w in weights]
+    for a, b in zip(torch.autograd.grad(outs, leaves, grads, is_grads_batched=True),
+                    torch.autograd.grad(plain, leaves, grads, is_grads_batched=True), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
 @needs_kernels

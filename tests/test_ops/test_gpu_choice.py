@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmreplk.ops import dispatch, gpu, triton_arch
+from mmreplk.ops import dispatch, gpu, operators, triton_arch
+from mmreplk.ops.functional import problem_of
 from mmreplk.ops.problem import Problem
 
 
@@ -199,3 +200,17 @@ def test_pytorchs_estimate_follows_the_published_latencies(on, size):
         time = 24e3 * gpu.estimates(problem(size=size, kernel=kernel, dtype=torch.float32),
                                     'forward')['torch']
         assert 0.8 < time / milliseconds < 1.4
+
+
+def test_maps_are_not_copied_as_a_whole(monkeypatch):
+    """Triton's launchers copy what is not contiguous a few channels at a time, to save memory."""
+    launch = pytest.importorskip('mmreplk.ops.triton_launch')
+    x = torch.randn(1, 4, 20, 20).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(4, 1, 13, 13)
+    problem, seen = problem_of(x, weight, None, 1, 6, 1), []
+    monkeypatch.setattr(launch, 'forward', lambda *args: seen.extend(args[:1]) or x)
+    monkeypatch.setattr(launch, 'weight_grad', lambda *args: seen.extend(args[:2]) or weight)
+    operators.forward(x, weight, None, problem, 'triton', False)
+    operators.weight_grad(x, x, problem, 'triton')
+    assert len(seen) == 3
+    assert all(t is x for t in seen)
