@@ -1,6 +1,7 @@
 """The public functions: ``large_kernel_dwconv2d`` and ``explain``."""
 
 from contextlib import suppress
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from .problem import Problem, memory_format_of
 # Below this product of input points and taps, PyTorch's convolution takes about as long as its own
 # call overhead, and looking for anything better would cost more than it brings.
 TINY = 1 << 12
+# Nor are estimates made for maps of such sides, which take time with the size.
+LONGEST = 1 << 24
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -235,7 +238,7 @@ def problem_of(x, weight, bias, stride, padding, dilation) -> Problem | None:
     channels_last = memory_format_of(x) == torch.channels_last
     problem = Problem(x.dtype, x.device.type, channels_last, batch, channels, height, width,
                       outputs // channels, kernel, stride, sides, dilation, bias is not None)
-    return problem if min(problem.out_size) > 0 else None
+    return problem if min(problem.out_size) > 0 and max(problem.out_size) < LONGEST else None
 
 
 def _is_depthwise(x: Tensor, weight: Tensor) -> bool:
@@ -264,6 +267,8 @@ def _is_differentiated_by_func() -> bool:
 def _pair(value) -> tuple[int, int] | None:
     if isinstance(value, int):
         return value, value
+    if isinstance(value, Integral):  # NumPy's
+        return int(value), int(value)
     value = tuple(value)
     if len(value) == 1:
         return value * 2
@@ -306,9 +311,12 @@ def _is_plain(x, weight, bias) -> bool:
     """Whether the kernels may be called without passing PyTorch's dispatcher.
 
     That saves about 15 us a call. It must not happen where someone listens: autograd, a dispatch
-    mode (fake tensors, FLOP counters, tracing), a ``torch.func`` transform or a tensor subclass.
+    mode (fake tensors, FLOP counters, tracing), a ``torch.func`` transform or a tensor subclass;
+    nor where memory does not hold the values: a lazy negation, or zeros without memory.
     """
     if type(x) not in _PLAIN or type(weight) not in _PLAIN:
+        return False
+    if _is_lazy(x) or _is_lazy(weight) or (bias is not None and _is_lazy(bias)):
         return False
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad
                                     or (bias is not None and bias.requires_grad)):
@@ -316,3 +324,7 @@ def _is_plain(x, weight, bias) -> bool:
     return (torch._C._len_torch_dispatch_stack() == 0
             and torch._C._functorch.maybe_current_level() is None
             and not torch.autograd.forward_ad._current_level >= 0)
+
+
+def _is_lazy(tensor: Tensor) -> bool:
+    return tensor.is_neg() or tensor._is_zerotensor()

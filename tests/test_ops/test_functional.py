@@ -3,6 +3,7 @@ import pickle
 import threading
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -163,6 +164,43 @@ def test_unbatched():
     x, weight = torch.randn(5, 20, 22), torch.randn(5, 1, 13, 13)
     out = large_kernel_dwconv2d(x, weight, None, 1, 6)
     torch.testing.assert_close(out, F.conv2d(x, weight, None, 1, 6, 1, 5), rtol=1e-4, atol=1e-4)
+
+
+def test_integers_of_numpy():
+    x, weight, number = torch.randn(2, 8, 30, 30), torch.randn(8, 1, 13, 13), np.int64(2)
+    found = large_kernel_dwconv2d(x, weight, None, np.int64(1), number, number)
+    wanted = F.conv2d(x, weight, None, 1, 2, 2, 8)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert explain(x, weight, None, np.int64(1), number, number).backend
+
+
+def test_absurd_padding_is_an_error_at_once():
+    with pytest.raises(RuntimeError):
+        large_kernel_dwconv2d(torch.randn(2, 8, 30, 30), torch.randn(8, 1, 13, 13), padding=2**40)
+
+
+@pytest.mark.parametrize('backend', ['auto', 'fft', 'direct', 'torch'])
+def test_strided_bias(compare, backend):
+    x, weight = torch.randn(2, 8, 30, 30), torch.randn(8, 1, 13, 13)
+    for bias in (torch.randn(16)[::2], torch.randn(1).expand(8), torch.randn(8, 3)[:, 1]):
+        for kind in (torch.float32, torch.bfloat16):
+            leaves = [t.to(kind) for t in (x, weight)] + [bias.to(kind)]
+            compare(large_kernel_dwconv2d(*leaves, padding=6, backend=backend),
+                    F.conv2d(*(t.double() for t in leaves), padding=6, groups=8), kind)
+
+
+@pytest.mark.parametrize('backend', ['auto', 'fft'])
+@pytest.mark.parametrize('which', range(3))
+def test_tensors_whose_memory_does_not_hold_their_values(compare, which, backend):
+    """Lazy negation, as of ``z.conj().imag``, and zeros without memory, as of forward-mode AD."""
+    tensors = [torch.randn(2, 8, 30, 30), torch.randn(8, 1, 13, 13), torch.randn(8)]
+    negative, zero = list(tensors), list(tensors)
+    negative[which] = torch._neg_view(tensors[which])
+    zero[which] = torch._efficientzerotensor(tensors[which].shape)
+    for lazy in (negative, zero):
+        plain = [t.clone().double() for t in lazy]
+        compare(large_kernel_dwconv2d(*lazy, padding=6, backend=backend),
+                F.conv2d(*plain, padding=6, groups=8), torch.float32)
 
 
 def test_empty_batch():
