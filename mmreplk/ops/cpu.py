@@ -64,9 +64,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, ba
     taps = _wide(weight).contiguous()
     bias = None if bias is None else bias.float().contiguous()
     kept = (_kept.get(weight, problem, native.fft_spectrum) if backend == 'fft' and keep else None)
-    out = outputs = spectrum = None
+    out, outputs, spectrum, room = None, None, None, {}
     for piece in _pieces(problem, backend == 'fft' and not keep, x):
-        part = _dense(x[piece.images, piece.inputs], problem)
+        part = _dense(x[piece.images, piece.inputs], problem, room)
         mine = taps[piece.outputs]
         shift = None if bias is None else bias[piece.outputs]
         if backend == 'direct':
@@ -92,10 +92,10 @@ def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tens
     if not _compiled(problem)[0]:
         return fft.weight_grad(x, grad, problem)
     run = native.direct_weight_grad if backend == 'direct' else native.fft_weight_grad
-    out = None
+    out, room = None, {}
     for piece in _pieces(problem, False, x, grad):
-        part = run(_dense(x[piece.images, piece.inputs], problem),
-                   _dense(grad[piece.images, piece.outputs], problem), piece.problem)
+        part = run(_dense(x[piece.images, piece.inputs], problem, room),
+                   _dense(grad[piece.images, piece.outputs], problem, room, 1), piece.problem)
         if piece.problem == problem:
             return part.to(problem.dtype)
         if out is None:
@@ -157,13 +157,14 @@ def _within(small: Problem, large: Problem) -> bool:
 def backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tensor],
              problems: Sequence[Problem]) -> list[Tensor] | None:
     """Both gradients in one pass, see native.fft_backward; None if NaN or Inf keep it from that."""
-    first, out = problems[0], None
+    first, out, room = problems[0], None, {}
     for piece in _pieces(first, False, x, *grads):
         size = dict(batch=piece.problem.batch, channels=piece.problem.channels)
-        both = native.fft_backward(_dense(x[piece.images, piece.inputs], first), [
+        both = native.fft_backward(_dense(x[piece.images, piece.inputs], first, room), [
             (_wide(weight[piece.outputs]).contiguous(),
-             _dense(grad[piece.images, piece.outputs], first), problem._replace(**size))
-            for weight, grad, problem in zip(weights, grads, problems, strict=True)])
+             _dense(grad[piece.images, piece.outputs], first, room, i), problem._replace(**size))
+            for i, (weight, grad, problem) in enumerate(
+                zip(weights, grads, problems, strict=True), 1)])
         if both is None:
             return None
         if piece.problem == first:
@@ -202,7 +203,8 @@ def _pieces(problem: Problem, with_spectrum: bool, *maps: Tensor) -> Iterator[_P
     if bytes_of_all + spectrum <= WORKSPACE:
         yield _Piece(slice(None), slice(None), slice(None), problem)
         return
-    share = WORKSPACE // 2 if with_spectrum else WORKSPACE
+    # Half of it: results of pieces that come and go leave holes in the heap.
+    share = WORKSPACE // 4 if with_spectrum else WORKSPACE // 2
     fit, many = max(1, share // (4 * planes)), problem.multiplier
     parts = max(_ceil(problem.channels, fit), _ceil(spectrum, share), 1)
     channels = _ceil(_ceil(problem.channels, parts), lanes) * lanes  # whole vectors
@@ -219,8 +221,23 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _dense(tensor: Tensor, problem: Problem) -> Tensor:
-    return _wide(tensor).contiguous(memory_format=problem.memory_format)
+def _dense(tensor: Tensor, problem: Problem, room: dict[int, Tensor], place: int = 0) -> Tensor:
+    """In float32 and the problem's memory format; a copy takes the place of the one before it.
+
+    Fresh memory for each piece would leave holes in the heap, which add up.
+    """
+    memory_format = problem.memory_format
+    if tensor.dtype == torch.float32 and tensor.is_contiguous(memory_format=memory_format):
+        return tensor
+    if place not in room:  # the first piece is the largest
+        room[place] = torch.empty(tensor.numel())
+    images, channels, height, width = tensor.shape
+    memory = room[place][:tensor.numel()]
+    if problem.channels_last:
+        copy = memory.view(images, height, width, channels).permute(0, 3, 1, 2)
+    else:
+        copy = memory.view(tensor.shape)
+    return copy.copy_(tensor)
 
 
 def _wide(tensor: Tensor) -> Tensor:
