@@ -12,6 +12,19 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _default_scope_kept():
+    """A runner's scope outlives it, and a name without a scope is looked up there first."""
+    if find_spec('mmengine') is None:  # tests of the operator alone, on a machine lent
+        yield
+        return
+    from mmengine.registry import DefaultScope
+    kept = DefaultScope._instance_dict.copy()
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(kept)
+
+
 @pytest.fixture
 def tiny_arch():
     """A RepLKNet with every kind of block that a test can afford: a fresh dict each time."""
