@@ -28,7 +28,8 @@ def draw_heat_maps(results: list[ErfResult], path: str) -> None:
         height, width = result.matrix.shape
         image = ax.imshow(contribution_scores(result.matrix), cmap=COLOURS, vmin=0, vmax=1,
                           extent=(0, width, height, 0), interpolation_stage='data')
-        ax.set_title(result.spec.name, fontsize=11)
+        name = result.spec.name
+        ax.set_title(name, fontsize=min(11, 330 / len(name)))  # as wide as its map
         ax.set_xlabel(_subtitle(result), fontsize=8)
         ax.set_xticks([0, width / 2, width])
         ax.set_yticks([0, height / 2, height])
