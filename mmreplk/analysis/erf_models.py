@@ -21,6 +21,7 @@ from .erf_stages import (
     is_number,
     named_module,
     output_number,
+    stage_words,
 )
 
 ZOOS = ('timm', 'torchvision')
@@ -59,6 +60,7 @@ class ErfModel:
         mean (tuple[float, ...]): Subtracted from pixels of 0 to 255.
         std (tuple[float, ...]): What the difference is divided by.
         bgr (bool): Whether the network takes blue first.
+        prefix (str): Of the network's modules, where it is a part of a model.
     """
     network: nn.Module
     forward: Callable[[torch.Tensor], torch.Tensor]
@@ -66,6 +68,7 @@ class ErfModel:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     bgr: bool = False
+    prefix: str = ''
 
     def __post_init__(self):
         self.network.eval()
@@ -89,7 +92,8 @@ class ErfModel:
         if shape is None or len(shape) != 4 or (square and shape[2] != shape[3]):
             raise StageError(f'--stage: gives {shape or type(features).__name__} for pictures of '
                              f'{images.shape[2]} x {images.shape[3]} pixels, not a feature map of '
-                             'shape (N, C, H, W); name another stage or module')
+                             'shape (N, C, H, W); name another stage or a module, such as '
+                             f'{children_of(self.network, self.prefix)}')
         return features
 
     def check_stage(self, size: int) -> None:
@@ -147,10 +151,10 @@ def parse_models(arguments: Sequence[str], stages: Sequence[str] = ('-1', ),
         elif pairs and pairs[-1][1] is None:
             pairs[-1][1] = argument
         else:
-            before = f'a second checkpoint of {pairs[-1][0]}' if pairs else 'one without a model'
-            raise ValueError(f'MODEL: {argument!r} is no model, so it would be a checkpoint, but '
-                             f'{before}. A config ends in .py or begins with mmreplk::, others are '
-                             'timm:NAME or torchvision:NAME.')
+            why = (f'{pairs[-1][0]} has its checkpoint already' if pairs else
+                   'there is no model before it whose checkpoint it could be')
+            raise ValueError(f'MODEL: {argument!r} is no model, and {why}. A config ends in .py or '
+                             'begins with mmreplk::, others are timm:NAME or torchvision:NAME.')
     for option, values in (('--stage', stages), ('--name', names)):
         one_for_all = option == '--stage' and len(values) == 1
         if values and not one_for_all and len(values) != len(pairs):
@@ -188,8 +192,8 @@ def _labels(pairs: list, stages: list[str]) -> list[str]:
     files = [stem(checkpoint).rsplit('.', 1)[0] if checkpoint else 'random'
              for _, checkpoint in pairs]
     zoos = [source.partition(':')[0] if _is_zoo(source) else 'config' for source, _ in pairs]
-    labels = models
-    for extras in (zoos, files, stages, [str(index + 1) for index in range(len(pairs))]):
+    labels, words = models, [stage_words(stage) for stage in stages]
+    for extras in (zoos, files, words, [str(index + 1) for index in range(len(pairs))]):
         same = {label: {extra for other, extra in zip(labels, extras, strict=True)
                         if other == label} for label in labels}
         labels = [f'{label} {extra}' if len(same[label]) > 1 else label
@@ -259,7 +263,8 @@ def _open_config(spec: ModelSpec, pretrained: bool, cfg_options: dict | None) ->
                              f'backbone; name a module: {children_of(model)}.')
         # The rest of the model would only take memory.
         backbone = model.backbone
-        return ErfModel(backbone, output_number(backbone, spec.stage), weights, mean, std, bgr)
+        return ErfModel(backbone, output_number(backbone, spec.stage), weights, mean, std, bgr,
+                        'backbone.')
     module = named_module(model, spec.stage)
     run = forward_to(module, lambda images: model(images, mode='tensor'))
     return ErfModel(model, run, weights, mean, std, bgr)

@@ -18,6 +18,7 @@ from .erf import (
     spread,
 )
 from .erf_models import ErfModel, ModelSpec
+from .erf_stages import stage_words
 
 RANDOM_NOTE = ('random weights show the initialisation, not what a network learns; no ranking '
                'of networks follows from them')
@@ -102,11 +103,6 @@ def table_rows(results: list[ErfResult]) -> list[list[str]]:
     return [[result.spec.name, stage_words(result.spec.stage), result.weights.rsplit('/', 1)[-1],
              *(percent(square.ratio) for square in result.of_scores() + result.of_sum())]
             for result in results]
-
-
-def stage_words(stage: str) -> str:
-    """A stage as readers of a table understand it."""
-    return 'last' if stage == '-1' else stage
 
 
 def table_head() -> list[str]:

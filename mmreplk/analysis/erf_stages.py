@@ -15,6 +15,11 @@ def is_number(stage: str) -> bool:
     return stage.removeprefix('-').isdigit()
 
 
+def stage_words(stage: str) -> str:
+    """A stage as readers of a table understand it."""
+    return 'last' if stage == '-1' else stage
+
+
 def output_number(network: Callable, stage: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function that takes one of a network's outputs.
 
@@ -40,9 +45,9 @@ def output_number(network: Callable, stage: str) -> Callable[[torch.Tensor], tor
     return forward
 
 
-def children_of(model: nn.Module) -> str:
+def children_of(model: nn.Module, prefix: str = '') -> str:
     """The names of a module's parts, for an error message."""
-    return ', '.join(name for name, _ in model.named_children())
+    return ', '.join(prefix + name for name, _ in model.named_children())
 
 
 def named_module(model: nn.Module, stage: str) -> nn.Module:

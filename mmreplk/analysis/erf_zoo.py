@@ -56,8 +56,8 @@ def open_zoo_model(spec: ModelSpec, size: int, pretrained: bool) -> ErfModel:
         raise ValueError(f'MODEL {spec.source}: {zoo} has no such network. {hint}') from error
     except Exception as error:  # of a constructor, or of a connection
         remedy = ' Without a connection, give a local CHECKPOINT.' if fetch else ''
-        raise ValueError(f'MODEL {spec.source}: cannot be built: {type(error).__name__}: {error}.'
-                         f'{remedy}') from error
+        raise ValueError(f'MODEL {spec.source}: cannot be built: {type(error).__name__}: '
+                         f'{str(error).rstrip(".")}.{remedy}') from error
     if spec.checkpoint is not None:
         _load(network, spec, heads)
     if hasattr(network, 'set_input_size'):
