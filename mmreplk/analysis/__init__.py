@@ -18,6 +18,17 @@ _MODULE_OF = {
     'input_contribution': 'erf',
     'spread': 'erf',
     'uniform_spread': 'erf',
+    'GeneratedImages': 'erf_images',
+    'FolderImages': 'erf_images',
+    'ErfModel': 'erf_models',
+    'ModelSpec': 'erf_models',
+    'open_model': 'erf_models',
+    'parse_models': 'erf_models',
+    'ErfResult': 'erf_report',
+    'format_table': 'erf_report',
+    'measure': 'erf_report',
+    'draw_heat_maps': 'erf_plot',
+    'draw_table': 'erf_plot',
 }
 
 __all__ = list(_MODULE_OF)
