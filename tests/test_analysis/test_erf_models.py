@@ -200,3 +200,15 @@ def test_bad_pictures(arguments, message, tmp_path):
         open_pictures(*arguments)
     with pytest.raises(FileNotFoundError, match='holds no picture'):
         open_pictures(str(tmp_path), 1, 64)
+
+
+def test_from_python(tmp_path):
+    from mmreplk.analysis import draw_heat_maps, draw_table, format_table, measure
+    specs = parse_models(['torchvision:squeezenet1_1'], ['features.5'])
+    result = measure(specs[0], open_model(specs[0], 64), GeneratedImages(2, 64))
+    assert result.random
+    assert result.matrix.shape == (64, 64)
+    assert 'squeezenet1_1' in format_table([result])
+    for draw in (draw_heat_maps, draw_table):
+        draw([result] * 5, str(tmp_path / f'{draw.__name__}.png'))
+    assert len(list(tmp_path.glob('*.png'))) == 2
