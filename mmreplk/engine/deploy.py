@@ -14,7 +14,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
 from torch import nn
 
-from ..models import RepLKNet
+from ..models import EnlargedBackbone, RepLKNet
 from ..models.checkpoint import is_merged
 from .evaluation import innermost
 from .launch import replace_sync_bn
@@ -84,8 +84,8 @@ def load_model(cfg: Config, path: str | None) -> tuple[nn.Module, dict]:
         try:
             checkpoint = (CheckpointLoader.load_checkpoint(path, 'cpu')
                           if is_remote(path) else read_checkpoint(path))
-            if (isinstance(getattr(model, 'backbone', None), RepLKNet) and not model.backbone.deploy
-                    and is_merged(state_for_mmengine(checkpoint))):
+            ours = isinstance(getattr(model, 'backbone', None), (EnlargedBackbone, RepLKNet))
+            if (ours and not model.backbone.deploy and is_merged(state_for_mmengine(checkpoint))):
                 raise ValueError('is merged already; there is nothing left to merge. Use it with '
                                  'the config beside it, or with model.backbone.deploy=True')
             check_model_weights(build_model(cfg), checkpoint)

@@ -12,11 +12,12 @@ from importlib.util import find_spec
 import torch
 from mmengine.config import Config
 
-from ..models import RepLKNet
+from ..models import EnlargedBackbone, RepLKNet
 from .datasets import check_data
 from .launch import check_launcher, local_rank
 from .paths import check_file
 from .weight_checks import check_pretrained, check_weights
+from .weights import build_model
 
 SCOPES = ('mmseg', 'mmdet', 'mmpretrain')
 
@@ -60,13 +61,17 @@ def has_replknet(cfg: Config) -> bool:
     Args:
         cfg (Config): The full config.
     """
+    return _backbone_class(cfg) is RepLKNet
+
+
+def _backbone_class(cfg: Config) -> type | None:
     backbone = cfg.model.get('backbone') or {}
     registry = import_module(f'{cfg.default_scope}.registry').MODELS
-    return registry.get(str(backbone.get('type'))) is RepLKNet
+    return registry.get(str(backbone.get('type')))
 
 
 def check_backbone(cfg: Config) -> RepLKNet | None:
-    """Check the arguments of a RepLKNet backbone by building it without memory.
+    """Check the arguments of our backbones by building them without memory.
 
     Args:
         cfg (Config): The full config.
@@ -78,6 +83,8 @@ def check_backbone(cfg: Config) -> RepLKNet | None:
         ValueError: If an argument is unknown or impossible.
     """
     if not has_replknet(cfg):
+        if _backbone_class(cfg) is EnlargedBackbone:
+            build_model(cfg)
         return None
     arguments = {
         key: value for key, value in cfg.model.backbone.items() if key not in ('type', 'init_cfg')
@@ -112,7 +119,7 @@ def check_replknet(cfg: Config) -> RepLKNet:
 
 
 def check_mergeable(cfg: Config) -> None:
-    """Check that a config has a RepLKNet backbone that can be merged, and a test pipeline.
+    """Check that a config has a backbone of ours that can be merged, and a test pipeline.
 
     Args:
         cfg (Config): The full config.
@@ -122,7 +129,9 @@ def check_mergeable(cfg: Config) -> None:
         ValueError: If the backbone is another network, or is merged already, or there is no
             ``test_dataloader``.
     """
-    if check_replknet(cfg).deploy:
+    check_scope(cfg)
+    enlarged = _backbone_class(cfg) is EnlargedBackbone
+    if (build_model(cfg).backbone if enlarged else check_replknet(cfg)).deploy:
         raise ValueError(f'CONFIG {cfg.filename}: model.backbone.deploy is True: this is the '
                          'config of a merged model. Name that of the trained one.')
     if cfg.get('test_dataloader') is None:
@@ -204,6 +213,37 @@ def check_device(device: str | None) -> None:
                          'use a GPU if there is one.') from error
 
 
+def check_answers_file(cfg: Config) -> None:
+    """Refuse to evaluate shape bias over the answers of another run.
+
+    MMPretrain's metric removes the file of its name before anything is evaluated.
+
+    Args:
+        cfg (Config): The full config.
+
+    Raises:
+        FileExistsError: If the file exists.
+        ValueError: If the metric is not told where to write.
+    """
+    evaluator = cfg.test_evaluator
+    metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
+    for metric in metrics:
+        kind = metric.get('type')
+        if getattr(kind, '__name__', str(kind)).rpartition('.')[2] != 'ShapeBiasMetric':
+            continue
+        for key in ('csv_dir', 'model_name'):
+            if not metric.get(key):
+                raise ValueError(f'test_evaluator: ShapeBiasMetric needs {key}. Set it with '
+                                 f'--cfg-options test_evaluator.{key}=...')
+        data = metric.get('dataset_name', 'cue_conflict')
+        path = osp.join(metric['csv_dir'], f'{data}_{metric["model_name"]}_session-1.csv')
+        if osp.exists(path):
+            raise FileExistsError(
+                f'test_evaluator: {path!r} holds the answers of another run. Give this one another '
+                'name with --cfg-options test_evaluator.model_name=NAME, or remove the file by '
+                'hand.')
+
+
 def preflight_train(cfg: Config, launcher: str) -> str | None:
     """Make every check of a training run; see the single checks for what they raise.
 
@@ -251,4 +291,5 @@ def preflight_test(cfg: Config, launcher: str) -> None:
     check_backbone(cfg)
     check_file(cfg.load_from, 'CHECKPOINT', 'Check the path; train.py writes *.pth to --work-dir.')
     check_data(cfg, ('test', ))
+    check_answers_file(cfg)
     check_weights(cfg, cfg.load_from, 'CHECKPOINT', first=local_rank(launcher) == 0)

@@ -110,7 +110,7 @@ def split(state: Mapping[str, torch.Tensor]) -> tuple[str, dict, dict]:
 
 def is_merged(names: Iterable[str]) -> bool:
     """Say whether the small kernels are merged into the large ones."""
-    return any('.large_kernel.lkb_reparam.' in name for name in names)
+    return any('.lkb_reparam.' in name for name in names)
 
 
 def stage_norms(names: Iterable[str]) -> list[int]:

@@ -62,7 +62,8 @@ def fuse_conv_bn(conv: nn.Conv2d, bn: nn.Module) -> tuple[torch.Tensor, torch.Te
 
     Args:
         conv (nn.Conv2d): The convolution, weight ``(O, I / groups, Kh, Kw)``.
-        bn (nn.Module): A batch norm over its O output channels, with running statistics.
+        bn (nn.Module): A batch norm over its O output channels, with running statistics; or
+            ``nn.Identity``, no norm.
 
     Returns:
         tuple[Tensor, Tensor]: Weight, shaped like ``conv.weight``, and bias ``(O, )``, in float64.
@@ -71,6 +72,9 @@ def fuse_conv_bn(conv: nn.Conv2d, bn: nn.Module) -> tuple[torch.Tensor, torch.Te
         TypeError: If ``bn`` keeps no running statistics (GN, LN, or a BN built without them): then
             its effect depends on the input and no convolution equals it.
     """
+    if isinstance(bn, nn.Identity):
+        bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+        return conv.weight.double(), bias.double()
     if getattr(bn, 'running_mean', None) is None or getattr(bn, 'running_var', None) is None:
         raise TypeError(
             f'cannot merge a convolution with {type(bn).__name__}: only a norm with running '

@@ -102,6 +102,25 @@ class ReparamLargeKernelConv(nn.Module):
             channels, channels, self.kernel_size, padding=self.kernel_size // 2, groups=channels)
 
 
+def merge_kernels(model: nn.Module) -> int:
+    """Merge every re-parameterised kernel of a network, in place.
+
+    Args:
+        model (nn.Module): RepLKNet, an enlarged network, or whatever holds one.
+
+    Returns:
+        int: How many were merged; those that are merged already do not count.
+
+    Raises:
+        TypeError: If a norm keeps no running statistics.
+    """
+    kernels = [module for module in model.modules()
+               if isinstance(module, ReparamLargeKernelConv) and not module.deploy]
+    for kernel in kernels:
+        kernel.merge_kernel()
+    return len(kernels)
+
+
 def _is_plain(conv: nn.Module) -> bool:
     """Whether nobody minds that the layer itself is not called: it is as built, without hooks."""
     return type(conv) is LargeKernelDWConv2d and not (

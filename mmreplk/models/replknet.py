@@ -17,7 +17,7 @@ from .blocks import RepLKNetStage, run_layer
 from .checkpoint import adopt_final_norm
 from .layers import conv_bn, norm_layer
 from .pretrained import load_pretrained
-from .reparam import ReparamLargeKernelConv
+from .reparam import ReparamLargeKernelConv, merge_kernels
 
 
 # In the root registry the plain name is found from mmseg and mmdet; mmpretrain looks in its own
@@ -195,9 +195,7 @@ class RepLKNet(BaseModule):
         Raises:
             TypeError: If ``norm_cfg`` is of a type that does not fold into a convolution.
         """
-        for module in self.modules():
-            if isinstance(module, ReparamLargeKernelConv):
-                module.merge_kernel()
+        merge_kernels(self)
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; weights to start from (``Pretrained``) have to fit.
