@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import NamedTuple
 
 from mmcv.cnn import ConvModule
@@ -11,12 +12,19 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..ops import LargeKernelDWConv2d
-from .enlarged_conv import EnlargedConv
+from .enlarged_conv import EnlargedConv, pads_itself
 from .reparam import ReparamLargeKernelConv
 
-# What blocks call the switch of their identity shortcut: in torchvision and MMSegmentation, in
-# MMDetection and MMPretrain, in timm.
-_SHORTCUTS = ('use_res_connect', 'with_res_shortcut', 'has_skip')
+# What blocks call the switch of their identity shortcut: in torchvision and the MobileNetV2 of
+# MMPretrain and MMSegmentation, in MMDetection and other networks, in EfficientNet's blocks without
+# a depth-wise convolution, in timm.
+_SHORTCUTS = ('use_res_connect', 'with_res_shortcut', 'with_residual', 'has_skip')
+# Of timm's blocks that are no nn.Sequential: the convolution, and the norm that they call next.
+_TIMM_NORMS = {
+    ('DepthwiseSeparableConv', 'conv_dw'): 'bn1',
+    ('InvertedResidual', 'conv_dw'): 'bn2',
+    ('ConvNormAct', 'conv'): 'bn',
+}
 
 
 def enlarge_kernels(model: nn.Module,
@@ -29,9 +37,10 @@ def enlarge_kernels(model: nn.Module,
 
     Each becomes an :class:`EnlargedConv`, which see for what it computes and for its initial
     weights. All other weights stay. A batch norm that follows at once goes into the branches, one
-    for each, and ``nn.Identity`` takes its place; that it follows is known inside ``nn.Sequential``
-    and MMCV's ``ConvModule``. Elsewhere (timm, whose norms are attributes; ConvNeXt, which has none
-    there) the branches have no norm of their own. 1x1 kernels stay. Build the optimizer afterwards.
+    for each, and ``nn.Identity`` (in timm the activation alone) takes its place. That it follows is
+    known inside ``nn.Sequential``, MMCV's ``ConvModule`` and timm's MobileNet and EfficientNet
+    blocks. Elsewhere (blocks of other kinds; ConvNeXt, whose norm is no batch norm) the branches
+    have none of their own. 1x1 kernels stay. Build the optimizer afterwards.
 
     Args:
         model (nn.Module): Any network.
@@ -65,36 +74,40 @@ def enlarge_kernels(model: nn.Module,
     modules = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     branches = {id(module) for kernel in model.modules()
                 if isinstance(kernel, ReparamLargeKernelConv) for module in kernel.modules()}
-    new, replaced = {}, []
+    wanted = {}
     for stage, size in zip(stages, sizes, strict=True):
         chosen = [site for site in sites if _is_inside(site.name, stage)]
         if not chosen:
             raise ValueError(_nothing(model, sites, stage))
         for site in chosen:
-            if site.name in replaced:
+            if site.name in wanted:
                 raise ValueError(f'stages={stages}: {site.name} belongs to two of them. Name each '
                                  'part of the network once')
             _check_site(site, branches)
-            if id(site.conv) not in new:
-                shared = modules[id(site.conv)] > 1
-                norm = None if shared else _norm_behind(site, modules)
-                try:
-                    large = EnlargedConv(site.conv, norm and getattr(site.parent, norm), size,
-                                         small_kernel, dilation, keep_output)
-                except ValueError as error:
-                    raise ValueError(f'{error} ({site.name}).') from error
-                new[id(site.conv)] = large, norm
-            replaced.append(site.name)
+            wanted[site.name] = size
+    _check_shared(sites, wanted)
+    new = {}
     for site in sites:
-        if site.name in replaced:
-            large, norm = new[id(site.conv)]
+        if site.name not in wanted or id(site.conv) in new:
+            continue
+        key = None if modules[id(site.conv)] > 1 else _norm_behind(site, modules)
+        norm, behind = (None, None) if key is None else _split_norm(getattr(site.parent, key))
+        try:
+            large = EnlargedConv(site.conv, norm, wanted[site.name], small_kernel, dilation,
+                                 keep_output)
+        except ValueError as error:
+            raise ValueError(f'{error} ({site.name}).') from error
+        new[id(site.conv)] = large, key, behind
+    for site in sites:
+        if site.name in wanted:
+            large, key, behind = new[id(site.conv)]
             setattr(site.parent, site.key, large)
-            if norm is not None:
-                setattr(site.parent, norm, nn.Identity())
-                if isinstance(site.parent, ConvModule):
-                    # It would look for the weights of a plain convolution.
-                    site.parent.turn_on_efficient_conv_bn_eval(False)
-    return replaced
+            if key is not None:
+                setattr(site.parent, key, behind)
+            if isinstance(site.parent, ConvModule):
+                # It would look for the weights of a plain convolution.
+                site.parent.turn_on_efficient_conv_bn_eval(False)
+    return list(wanted)
 
 
 def remove_shortcuts(model: nn.Module) -> list[str]:
@@ -133,7 +146,9 @@ class _Site(NamedTuple):
 
 
 def _parse(kernel_size, small_kernel, stages, dilation) -> tuple[list[str], list[int]]:
-    several = not isinstance(kernel_size, int)
+    several = isinstance(kernel_size, Sequence) and not isinstance(kernel_size, str)
+    if stages is not None and not isinstance(stages, Sequence):
+        raise TypeError(f'stages must be names of modules, such as "features.17", got {stages!r}')
     if stages is None and several:
         raise ValueError(f'kernel_size={kernel_size!r} needs stages, one for each entry')
     names = [''] if stages is None else [stages] if isinstance(stages, str) else list(stages)
@@ -165,8 +180,11 @@ def _parse(kernel_size, small_kernel, stages, dilation) -> tuple[list[str], list
 def _sites(model: nn.Module) -> Iterator[_Site]:
     for prefix, parent in model.named_modules(remove_duplicate=False):
         for key, module in parent.named_children():
-            if (isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
-                    and max(module.kernel_size) > 1):
+            if not isinstance(module, nn.Conv2d) or max(module.kernel_size) == 1:
+                continue
+            # A lazy convolution does not know its input channels yet, and may be depth-wise.
+            lazy = isinstance(module, LazyModuleMixin)
+            if module.groups > 1 and (lazy or module.groups == module.in_channels):
                 yield _Site(f'{prefix}.{key}' if prefix else key, parent, key, module)
 
 
@@ -194,9 +212,21 @@ def _check_site(site: _Site, branches: set[int]) -> None:
     if is_parametrized(conv) or conv._forward_hooks or conv._forward_pre_hooks:
         raise ValueError(f'{site.name} has hooks or a parametrisation (weight or spectral norm), '
                          'which the new kernel would lack: remove them first.')
-    if type(conv).forward not in (nn.Conv2d.forward, LargeKernelDWConv2d.forward):
+    plain = type(conv).forward in (nn.Conv2d.forward, LargeKernelDWConv2d.forward)
+    if not (plain or pads_itself(conv)):
         raise ValueError(f'{site.name} is a {type(conv).__name__}, which computes something else '
                          'than nn.Conv2d. Leave it out by stages.')
+
+
+def _check_shared(sites: list[_Site], wanted: dict[str, int]) -> None:
+    """A convolution that stands in several places stays one."""
+    places = {}
+    for site in sites:
+        places.setdefault(id(site.conv), []).append(site.name)
+    for names in places.values():
+        if len({wanted.get(name) for name in names}) > 1:
+            raise ValueError(f'{" and ".join(names)} are one convolution: stages must name all of '
+                             'them or none, with one kernel_size.')
 
 
 def _norm_behind(site: _Site, modules: Counter) -> str | None:
@@ -209,8 +239,30 @@ def _norm_behind(site: _Site, modules: Counter) -> str | None:
         order = parent.order
         if site.key == 'conv' and order.index('norm') == order.index('conv') + 1:
             key = parent.norm_name
+    elif type(parent).__module__.startswith('timm.'):
+        key = _TIMM_NORMS.get((type(parent).__name__, site.key))
     norm = getattr(parent, key) if key else None
-    plain = isinstance(norm, _BatchNorm) and type(norm).forward in (
-        BatchNorm2d.forward, SyncBatchNorm.forward)
+    plain = isinstance(norm, _BatchNorm) and (_has_activation(norm) or type(norm).forward in (
+        BatchNorm2d.forward, SyncBatchNorm.forward))
     fits = plain and norm.affine and norm.num_features == site.conv.out_channels
-    return key if fits and modules[id(norm)] == 1 else None
+    watched = plain and (norm._forward_hooks or norm._forward_pre_hooks or is_parametrized(norm))
+    return key if fits and not watched and modules[id(norm)] == 1 else None
+
+
+def _has_activation(norm: nn.Module) -> bool:
+    """Whether it is timm's batch norm with the activation inside."""
+    return type(norm).__name__ == 'BatchNormAct2d' and type(norm).__module__.startswith('timm.')
+
+
+def _split_norm(norm: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """A batch norm alone, and what the module does besides."""
+    if not _has_activation(norm):
+        return norm, nn.Identity()
+    alone = deepcopy(norm)
+    del alone.drop, alone.act
+    alone.__class__ = BatchNorm2d  # whose attributes, parameters and buffers are the same
+    behind = nn.Sequential()
+    behind.add_module('drop', norm.drop)
+    behind.add_module('act', norm.act)
+    behind.training = norm.training
+    return alone, behind

@@ -6,6 +6,7 @@ from copy import deepcopy
 import torch
 from mmengine.model import BaseModule, PretrainedInit
 from mmengine.model.weight_init import update_init_info
+from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..registry import MODELS
@@ -64,12 +65,19 @@ class EnlargedBackbone(BaseModule):
         self._original = deepcopy(backbone)
         self._how = dict(kernel_size=kernel_size, small_kernel=small_kernel, stages=stages,
                          dilation=dilation, keep_output=keep_output)
-        self.backbone = MODELS.build(self._original)
+        scope = DefaultScope.get_current_instance()
+        self._scope = scope and scope.scope_name
+        self.backbone = self._build()
         self.enlarged = enlarge_kernels(self.backbone, **self._how)
         if not shortcut:
             remove_shortcuts(self.backbone)
         if deploy:
             self.switch_to_deploy()
+
+    def _build(self) -> torch.nn.Module:
+        """The original network, also where the default scope has changed since."""
+        with DefaultScope.overwrite_default_scope(self._scope):
+            return MODELS.build(deepcopy(self._original))
 
     @property
     def deploy(self) -> bool:
@@ -115,7 +123,7 @@ class EnlargedBackbone(BaseModule):
                 inner.init_cfg = init_cfg
         if not self._how['keep_output'] and rules == cfgs:
             return
-        original = MODELS.build(self._original)
+        original = self._build()
         if hasattr(original, 'init_weights'):
             original.init_weights()
         enlarge_kernels(original, **self._how)

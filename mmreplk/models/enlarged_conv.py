@@ -4,18 +4,49 @@ from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from torch import nn
 
 from ..ops import LargeKernelDWConv2d
 from .reparam import ReparamLargeKernelConv
 
 
+def pads_itself(conv: nn.Conv2d) -> bool:
+    """Whether a convolution pads as TensorFlow's ``SAME``: that of MMCV, and timm's, which do."""
+    kind = type(conv)
+    return kind is Conv2dAdaptivePadding or (
+        kind.__name__ == 'Conv2dSame' and kind.__module__.startswith('timm.'))
+
+
+class SamePadding(nn.Module):
+    """The padding of TensorFlow's ``SAME``: the output has the size ``ceil(size / stride)``.
+
+    How much goes to which side depends on the size of the map, where the stride is larger than 1.
+
+    Args:
+        conv (nn.Conv2d): For whose kernel, stride and dilation.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.axes = tuple(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Pad ``(N, C, H, W)`` with zeros."""
+        sides = []
+        for size, (kernel, stride, dilation) in zip(x.shape[-2:], self.axes, strict=True):
+            steps = (size + stride - 1) // stride - 1
+            total = max(steps * stride + dilation * (kernel - 1) + 1 - size, 0)
+            sides = [total // 2, total - total // 2, *sides]
+        return F.pad(x, sides)
+
+
 class EnlargedConv(ReparamLargeKernelConv):
     """What takes the place of a depth-wise convolution, and of the batch norm behind it.
 
     ``y = norm(conv(x))`` becomes ``norm_1(large(x)) + norm_2(small(x))`` of the same size: stride,
-    padding mode, channel multiplier and bias are those of ``conv``, and both kernels are centred
-    where its own was. Without a norm, ``y = large(x) + small(x)``. The sub-modules are called as in
+    padding, channel multiplier and bias are those of ``conv``, and both kernels are centred where
+    its own was. Without a norm, ``y = large(x) + small(x)``. The sub-modules are called as in
     :class:`ReparamLargeKernelConv`; :meth:`merge_kernel` folds them into one convolution.
 
     With ``keep_output`` the sum is ``norm(conv(x))`` exactly, in training and in evaluation, up to
@@ -53,26 +84,31 @@ class EnlargedConv(ReparamLargeKernelConv):
         self.kernel_size, self.small_kernel = kernel_size, small_kernel
         offsets = [(dilation * (kernel_size - 1) - d * (k - 1)) / 2
                    for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        self._check(conv, offsets, dilation, keep_output)
+        # Where the old padding depends on the map, it comes first, and the branches add the rest.
+        self.pad = SamePadding(conv) if pads_itself(conv) and max(conv.stride) > 1 else None
+        padding = _padding_of(conv)
+        self._check(conv, padding, offsets, dilation, keep_output)
         offsets = [int(offset) for offset in offsets]
-        self.lkb_origin = _branch(conv, norm, kernel_size, offsets, dilation, bias=True)
+        self.lkb_origin = _branch(
+            conv, norm, kernel_size, padding, offsets, dilation, bias=True)
         if small_kernel is not None:
             border = (kernel_size - small_kernel) // 2
             self.small_conv = _branch(
-                conv, norm, small_kernel, [offset - border for offset in offsets], 1, bias=False)
+                conv, norm, small_kernel, padding, [offset - border for offset in offsets], 1,
+                bias=False)
+        branches = [self.lkb_origin] if small_kernel is None else [self.lkb_origin, self.small_conv]
         if keep_output:
             self._keep_output(conv, norm, offsets, dilation)
         elif norm is not None:
-            for branch in self.children():
+            for branch in branches:
                 branch.bn.reset_parameters()
-        for branch in self.children():
-            branch.conv.requires_grad_(conv.weight.requires_grad)
         self.train(conv.training)
-        if norm is not None:  # which may be frozen
-            for branch in self.children():
+        for branch in branches:
+            branch.conv.weight.requires_grad_(conv.weight.requires_grad)
+            if norm is not None:  # which may be frozen
                 branch.bn.train(norm.training)
 
-    def _check(self, conv, offsets, dilation, keep_output):
+    def _check(self, conv, padding, offsets, dilation, keep_output):
         size = 'x'.join(map(str, conv.kernel_size))
         old = f'{size} kernel' + (f' of dilation {conv.dilation}' if max(conv.dilation) > 1 else '')
         if any(offset % 1 for offset in offsets):
@@ -88,18 +124,11 @@ class EnlargedConv(ReparamLargeKernelConv):
             raise ValueError(
                 f'keep_output=True: a kernel of kernel_size={self.kernel_size}{what} cannot hold a '
                 f'{old}. Choose a larger kernel_size without dilation, or keep_output=False')
-        if isinstance(conv.padding, str):
+        if padding == 'same':
             return
-        inner = [pad + offset for pad, offset in zip(conv.padding, offsets, strict=True)]
-        border = 0 if self.small_kernel is None else (self.kernel_size - self.small_kernel) // 2
-        if min(inner) < 0:
+        if min(pad + offset for pad, offset in zip(padding, offsets, strict=True)) < 0:
             raise ValueError(f'kernel_size={self.kernel_size} is too small: in place of a {old} '
-                             f'with padding {conv.padding} the map would grow')
-        if min(inner) < border:
-            raise ValueError(
-                f'small_kernel={self.small_kernel} is too small: in place of a {old} with padding '
-                f'{conv.padding} its map would be larger than that of the large kernel. Choose '
-                f'small_kernel={min(conv.kernel_size)} or more, or None')
+                             f'with padding {padding} the map would grow')
 
     @torch.no_grad()
     def _keep_output(self, conv, norm, offsets, dilation):
@@ -130,6 +159,8 @@ class EnlargedConv(ReparamLargeKernelConv):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(N, C, H, W)`` as the old convolution and its norm did."""
+        if self.pad is not None:
+            x = self.pad(x)
         if self.deploy or self.small_kernel is None or self._is_centred():
             return super().forward(x)
         return self.lkb_origin(x) + self.small_conv(x)
@@ -148,20 +179,29 @@ class EnlargedConv(ReparamLargeKernelConv):
             conv.dilation, conv.groups, padding_mode=conv.padding_mode, backend=conv.backend)
 
 
-def _branch(conv, norm, kernel_size, offsets, dilation, bias) -> nn.Sequential:
+def _padding_of(conv: nn.Conv2d) -> str | tuple[int, ...]:
+    """What ``conv`` pads by itself: 'same', or by how much in both axes."""
+    if pads_itself(conv) and max(conv.stride) == 1:
+        return 'same'
+    return (0, 0) if conv.padding == 'valid' else conv.padding
+
+
+def _branch(conv, norm, kernel_size, padding, offsets, dilation, bias) -> nn.Sequential:
     """A convolution like ``conv`` but for its kernel, and a norm like ``norm``."""
-    padding = conv.padding
-    if padding == 'valid':
-        padding = (0, 0)
-    if not isinstance(padding, str):
-        padding = tuple(pad + offset for pad, offset in zip(padding, offsets, strict=True))
+    branch = nn.Sequential()
+    if padding != 'same':
+        height, width = (pad + offset for pad, offset in zip(padding, offsets, strict=True))
+        if min(height, width) < 0:  # a small kernel does not reach the edge of a map that is cut
+            crop = min(width, 0), min(height, 0)
+            branch.add_module('crop', nn.ZeroPad2d((crop[0], crop[0], crop[1], crop[1])))
+        padding = max(height, 0), max(width, 0)
     new = LargeKernelDWConv2d(
         conv.in_channels, conv.out_channels, kernel_size, conv.stride, padding, dilation,
         conv.groups, bias and conv.bias is not None, conv.padding_mode,
-        device=conv.weight.device, dtype=conv.weight.dtype)
+        device=conv.weight.device, dtype=conv.weight.dtype,
+        backend=getattr(conv, 'backend', 'auto'))
     if new.bias is not None:
-        new.bias.data.copy_(conv.bias.data)
-    branch = nn.Sequential()
+        new.bias = deepcopy(conv.bias)
     branch.add_module('conv', new)
     branch.add_module('bn', nn.Identity() if norm is None else deepcopy(norm))
     return branch
