@@ -5,9 +5,7 @@ norms, activations, pooling, resizing and RoI pooling are not. Everything runs o
 so that a model of any size costs seconds and no memory, and weights are never looked for.
 """
 
-import warnings
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -16,13 +14,18 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..engine.evaluation import innermost
-from ..engine.launch import replace_sync_bn
-from ..engine.weights import build_model
+from .cost_models import (
+    build_on_meta,
+    check_shape,
+    default_shape,
+    first_channels,
+    merge,
+    run_model,
+    silence,
+)
+from .profiling import DEPTHWISE, OTHER, POINTWISE, conv_kind
 
-KINDS = ('depth-wise', '1x1', 'other')
-# The convention for detectors: the RPN's proposals, of which so many become instances.
-PROPOSALS, INSTANCES = 1000, 100
+KINDS = (DEPTHWISE, POINTWISE, OTHER)
 
 
 @dataclass
@@ -99,122 +102,24 @@ def cost_of(cfg: Config, shape: tuple[int, int] | None = None, deploy: bool = Fa
         RuntimeError: If the model does not run on the meta device.
     """
     shape = shape or default_shape(cfg)
-    if min(shape) < 1:
-        raise ValueError(f'--shape {shape[0]} {shape[1]}: height and width must be positive.')
+    check_shape(shape)
     model = build_on_meta(cfg)
-    mergeable = [module for module in model.modules() if hasattr(module, 'switch_to_deploy')]
-    if deploy and not mergeable:
-        raise ValueError(f'--deploy: the model of CONFIG {cfg.filename} has nothing to merge; '
-                         'leave --deploy out.')
-    for module in mergeable if deploy else ():
-        module.switch_to_deploy()
+    mergeable = any(hasattr(module, 'switch_to_deploy') for module in model.modules())
+    if deploy:
+        merge(model, cfg)
     parts = {name: PartCost() for name in _part_names(model)}
     _count_params(model, parts)
     counter = _Counter(parts)
-    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    image = torch.empty(1, first.in_channels, *shape, device='meta')
+    image = torch.empty(1, first_channels(model), *shape, device='meta')
     try:
-        with _silence(), _parts_announced(model, counter), torch.no_grad(), counter:
-            _run(model, image)
+        with silence(), _parts_announced(model, counter), torch.no_grad(), counter:
+            run_model(model, image)
     except (NotImplementedError, RuntimeError) as error:
         raise RuntimeError(f'CONFIG {cfg.filename}: the model cannot be counted on an image of '
                            f'{shape[0]} x {shape[1]} pixels: {error}') from error
     used = {name: part for name, part in parts.items()
             if any(part.params.values()) or any(part.macs.values())}
     return ModelCost(used, tuple(shape), deploy if mergeable else None)
-
-
-def default_shape(cfg: Config) -> tuple[int, int]:
-    """The size of image at which a config's model is counted unless another is asked for.
-
-    Args:
-        cfg (Config): The full config.
-
-    Returns:
-        tuple[int, int]: Height and width: of a segmentor, the scale to which its test pipeline
-        resizes; of a classifier, the crop of its test pipeline; of a detector, 800 and 1280, as in
-        the tables of the field.
-
-    Raises:
-        ValueError: If the test pipeline has no such step.
-    """
-    if cfg.get('default_scope') == 'mmdet':
-        return 800, 1280
-    dataset = innermost((cfg.get('test_dataloader') or {}).get('dataset') or {})
-    crops = [step for step in dataset.get('pipeline', []) if step['type'] == 'CenterCrop']
-    steps = crops or [step for step in dataset.get('pipeline', []) if step['type'] == 'Resize']
-    size = steps[-1].get('crop_size', steps[-1].get('scale')) if steps else None
-    if size is None:
-        raise ValueError(f'CONFIG {cfg.filename}: its test pipeline has neither CenterCrop nor '
-                         'Resize with a scale, so give the size of the image: --shape H W.')
-    return (size, size) if isinstance(size, int) else (size[1], size[0])
-
-
-def build_on_meta(cfg: Config) -> nn.Module:
-    """Build a config's model without memory, in evaluation mode.
-
-    Args:
-        cfg (Config): The full config; it is not changed.
-
-    Returns:
-        nn.Module: The model on the meta device.
-
-    Raises:
-        ValueError: If it cannot be built.
-    """
-    cfg = deepcopy(cfg)
-    replace_sync_bn(cfg.model)
-    return build_model(cfg).eval()
-
-
-def format_cost(cost: ModelCost) -> str:
-    """Write a cost as a table of parts and one of kinds of layers, with what is counted.
-
-    Args:
-        cost (ModelCost): The cost.
-
-    Returns:
-        str: Several lines.
-    """
-    rows = [(name or 'model itself', sum(part.params.values()), sum(part.macs.values()))
-            for name, part in cost.parts.items()]
-    kinds = [(kind, cost.by_kind('params')[kind], cost.by_kind('macs')[kind]) for kind in KINDS]
-    width = max(len(row[0]) for row in (*rows, *kinds, ('parameters', )))
-
-    def line(name, params, macs):
-        return f'{name:<{width}}  {params / 1e6:>10.2f} M  {macs / 1e9:>11.2f} G'
-
-    head = f'{"":<{width}}  {"parameters":>12}  {"multiply-adds":>13}'
-    rule = '-' * len(head)
-    network = {
-        True: ', merged network: one kernel in place of each large and small one',
-        False: ', training network: small kernels beside the large ones',
-        None: '',
-    }[cost.merged]
-    return '\n'.join([
-        f'{cost.shape[0]} x {cost.shape[1]} pixels (height x width){network}', '', head, rule,
-        *(line(*row) for row in rows), rule, line('whole model', cost.params, cost.macs), '',
-        head, rule, *(line(*row) for row in kinds), '', _counted(cost)])
-
-
-def _counted(cost: ModelCost) -> str:
-    text = ('Counted: multiply-adds of convolutions and matrix products, one image, as evaluation '
-            'runs them. Not counted: norms, activations, pooling, resizing.')
-    idle = [name for name, part in cost.parts.items() if not any(part.macs.values())]
-    if idle:
-        text += f'\nNot run in evaluation: {", ".join(idle)}.'
-    if any(name.startswith('roi_head') for name in cost.parts):
-        text += (f'\nEach box head sees {PROPOSALS} proposals, each mask head {INSTANCES} '
-                 'instances.')
-    return text
-
-
-@contextmanager
-def _silence():
-    """Without what losses and resizing warn of: nothing is trained or predicted here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        yield
 
 
 def _part_names(model: nn.Module) -> list[str]:
@@ -229,14 +134,8 @@ def _part_names(model: nn.Module) -> list[str]:
 
 def _kind(module: nn.Module) -> str:
     if not isinstance(module, nn.modules.conv._ConvNd):
-        return 'other'
-    return _conv_kind(module.weight.shape, module.groups)
-
-
-def _conv_kind(weight_shape, groups: int) -> str:
-    if groups > 1 and weight_shape[1] == 1:
-        return 'depth-wise'
-    return '1x1' if groups == 1 and all(size == 1 for size in weight_shape[2:]) else 'other'
+        return OTHER
+    return conv_kind(module.weight.shape, module.groups)
 
 
 def _count_params(model: nn.Module, parts: dict[str, PartCost]) -> None:
@@ -276,8 +175,8 @@ class _Counter(TorchDispatchMode):
     @staticmethod
     def _kind(operator, args) -> str:
         if operator is torch.ops.aten.convolution:
-            return _conv_kind(args[1].shape, groups=args[8])
-        return 'depth-wise' if 'dwconv2d' in str(operator) else 'other'
+            return conv_kind(args[1].shape, groups=args[8])
+        return DEPTHWISE if 'dwconv2d' in str(operator) else OTHER
 
 
 @contextmanager
@@ -310,35 +209,3 @@ def _parts_announced(model: nn.Module, counter: _Counter):
     finally:
         for module in wrapped:
             del module.forward
-
-
-def _run(model: nn.Module, image: torch.Tensor) -> None:
-    if getattr(model, 'with_roi_head', False):
-        _run_two_stage(model, image)
-    else:
-        model(image, mode='tensor')
-
-
-def _run_two_stage(model: nn.Module, image: torch.Tensor) -> None:
-    """Run a two-stage detector with stand-ins for what depends on values: NMS and RoI pooling."""
-    features = model.extract_feat(image)
-    model.rpn_head(features)
-    roi_head = model.roi_head
-    pools = _listed(roi_head.bbox_roi_extractor)
-    for pool, head in zip(pools, _listed(roi_head.bbox_head), strict=True):
-        head(_pooled(pool, PROPOSALS))
-    if not roi_head.with_mask:
-        return
-    # A mask head without an extractor of its own shares that of the boxes.
-    pools = _listed(getattr(roi_head, 'mask_roi_extractor', None) or pools[-1])
-    for pool, head in zip(pools, _listed(roi_head.mask_head), strict=True):
-        head(_pooled(pool, INSTANCES))
-
-
-def _listed(modules) -> list[nn.Module]:
-    return list(modules) if isinstance(modules, nn.ModuleList) else [modules]
-
-
-def _pooled(extractor: nn.Module, count: int) -> torch.Tensor:
-    return torch.empty(
-        count, extractor.out_channels, *extractor.roi_layers[0].output_size, device='meta')

@@ -12,15 +12,9 @@ from mmengine.fileio import load
 from torch import nn
 
 from mmreplk import RepLKNet
-from mmreplk.analysis.cost import (
-    KINDS,
-    PartCost,
-    _Counter,
-    build_on_meta,
-    cost_of,
-    default_shape,
-    format_cost,
-)
+from mmreplk.analysis import cost_of, format_cost, format_shares, shares_of
+from mmreplk.analysis.cost import KINDS, PartCost, _Counter
+from mmreplk.analysis.cost_models import build_on_meta, default_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_ops = pytest.mark.skipif(
@@ -244,3 +238,17 @@ def test_what_cannot_be_counted():
     cfg.model.decode_head.in_channels[0] = 5
     with pytest.raises(RuntimeError, match='cannot be counted on an image of 512 x 2048'):
         cost_of(cfg)
+
+
+def test_shares_are_those_of_the_numbers():
+    cost = cost_of(config('upernet_replknet31b_ade20k'), (64, 96))
+    shares = shares_of(cost)
+    assert shares.keys() == {'parameters', 'multiply-adds'}
+    for title, what, total in (('parameters', 'params', cost.params),
+                               ('multiply-adds', 'macs', cost.macs)):
+        assert shares[title] == {kind: cost.by_kind(what)[kind] / total for kind in KINDS}
+        assert sum(shares[title].values()) == pytest.approx(1)
+    # Section 3 of the paper, guideline 1: large kernels are cheap if they are depth-wise.
+    assert shares['parameters']['depth-wise'] < 0.08
+    row = next(line for line in format_shares(cost).splitlines() if line.startswith('depth-wise'))
+    assert row.split()[1::2] == [f'{100 * shares[title]["depth-wise"]:.1f}' for title in shares]

@@ -68,19 +68,3 @@ def test_plain_convolutions(train_step):
     assert type(model[0]) is LargeKernelDWConv2d
     x = torch.randn(2, 4, 9, 9)
     torch.testing.assert_close(plain(x), model(x))
-
-
-def test_share_counts_each_convolution_once(train_step):
-    """The operator of a stem that is nothing but depth-wise has nearly all of the time."""
-    networks = sys.modules['networks']
-    x = torch.randn(2, 16, 64, 64, requires_grad=True)
-    depthwise = LargeKernelDWConv2d(16, 16, 13, padding=6, groups=16)
-    dense = nn.Conv2d(16, 16, 3, padding=1)
-    device = torch.device('cpu')
-    for layer in (depthwise, networks.with_plain_convolutions(nn.Sequential(depthwise))):
-        def run(layer=layer):
-            layer(x).sum().backward()
-        share, total = networks.depthwise_share(run, device)
-        assert 0.5 * total < share <= total
-    share, total = networks.depthwise_share(lambda: dense(x).sum().backward(), device)
-    assert share == 0 < total

@@ -2,7 +2,6 @@
 
 import copy
 
-import torch
 from torch import nn
 
 
@@ -40,60 +39,8 @@ def with_plain_convolutions(model: nn.Module) -> nn.Module:
                                  child.stride, child.padding, child.dilation, child.groups,
                                  child.bias is not None, child.padding_mode)
                 conv.load_state_dict(child.state_dict())
-                setattr(module, name, conv.to(child.weight))
+                conv.to(child.weight)
+                if child.activation:
+                    conv = nn.Sequential(conv, nn.ReLU(inplace=True))
+                setattr(module, name, conv)
     return model
-
-
-def depthwise_share(run, device: torch.device) -> tuple[float, float]:
-    """Seconds in the depth-wise convolutions of one call, and in all operators, by the profiler.
-
-    Kernels of all sizes count, in the forward and in the backward pass. On a GPU it is the time
-    of the kernels, on a CPU that of the operators in the calling and the autograd thread.
-
-    Args:
-        run (Callable): The call.
-        device (torch.device): Where it runs.
-    """
-    from torch.profiler import ProfilerActivity, profile
-    activities = [ProfilerActivity.CPU]
-    if device.type == 'cuda':
-        activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities, record_shapes=True) as trace:
-        run()
-        if device.type == 'cuda':
-            torch.cuda.synchronize(device)
-    return sum_depthwise(trace.events(), device.type)
-
-
-# The operators that a convolution is, with the place of the weight among their arguments. All of
-# ours are depth-wise by definition.
-_CONVOLUTIONS = {'aten::convolution': 1, 'aten::convolution_backward': 2}
-_OURS = 'mmreplk::dwconv2d'
-
-
-def sum_depthwise(events, device_type: str) -> tuple[float, float]:
-    """`depthwise_share` of a profile's events."""
-    def seconds(event):
-        time = event.device_time_total if device_type == 'cuda' else event.cpu_time_total
-        return time * 1e-6
-
-    def is_depthwise(event):
-        if event.name.startswith(_OURS):
-            return True
-        place = _CONVOLUTIONS.get(event.name)
-        if place is None or len(event.input_shapes) <= place:
-            return False
-        weight = event.input_shapes[place]
-        return len(weight) == 4 and weight[1] == 1 and weight[0] > 1
-
-    operators = [e for e in events if e.device_type == torch.autograd.DeviceType.CPU]
-    depthwise = 0.0
-    for event in operators:
-        above = event.cpu_parent
-        if is_depthwise(event):
-            while above is not None and not is_depthwise(above):
-                above = above.cpu_parent
-            if above is None:
-                depthwise += seconds(event)
-    total = sum(seconds(event) for event in operators if event.cpu_parent is None)
-    return depthwise, total

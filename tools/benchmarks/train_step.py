@@ -26,6 +26,8 @@ import plots  # noqa: E402
 import rows as results  # noqa: E402
 import timing  # noqa: E402
 
+from mmreplk.analysis.profiling import depthwise_share  # noqa: E402
+
 # Largest difference of the first losses, as a share: rounding of a network 24 blocks deep.
 TOLERANCE = {'amp': 2e-2, 'fp32': 1e-3}
 CANDIDATES = ('ours', 'ours channels_last', 'conv2d', 'conv2d channels_last')
@@ -124,7 +126,7 @@ def measure(steps: dict[str, Step], args, device: torch.device) -> list[dict]:
     rows = []
     for name, step in steps.items():
         peak, how = memory.peak_of(step, device)
-        depthwise, total = networks.depthwise_share(step, device)
+        depthwise, total = depthwise_share(step, device)
         rows.append(dict(
             suite='train-step', config=args.config, batch=args.batch, crop=args.crop,
             dtype=precision, candidate=name, loss=losses[name], median_ms=times[name].median,
