@@ -1,0 +1,22 @@
+# Shape bias of kernels 3-3-3-3 at the width of 31B: tools/test.py with this file and weights.
+#
+# Data: the 1280 cue-conflict pictures of Geirhos et al. (ImageNet-trained CNNs are biased towards
+# texture, ICLR 2019), each with the shape of one category and the texture of another, as
+# data/cue-conflict/<shape>/<shape>N-<texture>M.png. The answers go to
+# <csv_dir>/cue_conflict_<model_name>_session-1.csv, for tools/shape_bias.py. Another network: these
+# lines over its config, with a model_name of its own.
+_base_ = './replknet_kernels_3_3_3_3_imagenet_120e.py'
+
+test_dataloader = dict(
+    _delete_=True,
+    batch_size=64,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CustomDataset', data_root='data/cue-conflict', pipeline={{_base_.test_pipeline}}))
+test_evaluator = dict(
+    _delete_=True,
+    type='ShapeBiasMetric',
+    csv_dir='work_dirs/shape_bias',
+    model_name='replknet_kernels_3_3_3_3')
