@@ -25,7 +25,7 @@ class EnlargedBackbone(BaseModule):
     ``backbone.``. Training starts from weights of the *original* network where
     ``backbone.init_cfg`` says ``Pretrained``, and from those of an *enlarged* one where
     ``init_cfg`` does. Without either, ``keep_output`` says whether the new kernels hold the initial
-    ones of the original network or are initialised as it initialises its convolutions.
+    ones of the original network, or are initialised by the rules of its ``init_cfg``.
 
     Args:
         backbone (dict): Config of the backbone, such as ``dict(type='mmpretrain.MobileNetV2')``.

@@ -142,7 +142,7 @@ class TestStart:
 
     @pytest.mark.parametrize('keep_output', [True, False])
     def test_from_nothing(self, keep_output):
-        """Kernels are drawn as the original network draws its own: here with its init_cfg."""
+        """The init_cfg of the original network is that of the new kernels too."""
         rules = [dict(type='Constant', layer='Conv2d', val=0.25),
                  dict(type='Constant', layer='_BatchNorm', val=0.5)]
         model = build(backbone=dict(ORIGINAL, init_cfg=rules), small_kernel=None,
@@ -154,7 +154,7 @@ class TestStart:
             assert (weight != 0).sum() == taps * len(weight)
             assert set(weight.unique().tolist()) <= {0.0, 0.25}
             assert set(kernel.lkb_origin.bn.weight.tolist()) == {0.5}
-        assert set(model.backbone.conv1.conv.weight.unique().tolist()) == {0.25}
+        assert set(model.backbone.layer1[0].conv[1].conv.weight.unique().tolist()) == {0.25}
 
     def test_a_second_call_does_nothing(self, original):
         model = build(backbone=dict(ORIGINAL, init_cfg=original[1]))
