@@ -27,6 +27,9 @@ def data_folder(tmp_path_factory) -> Path:
     if find_spec('mmcv._ext'):  # else there is no mmdet to read it, nor to name its classes
         _draw_coco(root / 'coco', rng)
     _draw_imagenet(root / 'imagenet', rng)
+    for shape, texture in (('cat', 'dog'), ('dog', 'cat')):  # of the shape-bias configs
+        _write(root / f'cue-conflict/{shape}/{shape}1-{texture}2.png',
+               _picture(rng, _labels(rng, 72, 96, np.arange(20))))
     return root
 
 

@@ -34,6 +34,7 @@ IMAGES = {
     'ADE20KDataset': 'ade/ADEChallengeData2016/images/validation/ADE_val_00000001.jpg',
     'CityscapesDataset': 'cityscapes/leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png',
     'CocoDataset': 'coco/val2017/000000000001.jpg',
+    'CustomDataset': 'cue-conflict/cat/cat1-dog2.png',
     'ImageNet': 'imagenet/val/ILSVRC2012_val_00000001.JPEG',
 }
 TOO_LONG = 240  # seconds, for one tool
