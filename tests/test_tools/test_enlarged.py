@@ -32,6 +32,7 @@ def bench(seg_bench):
     return seg_bench
 
 
+@pytest.mark.slow
 def test_train_resume_merge_and_evaluate(bench):
     bench.done('train.py', 'tiny.py', '--work-dir', 'work')
     resumed = bench.done('train.py', 'tiny.py', '--work-dir', 'work', '--resume', '--cfg-options',
