@@ -1,5 +1,5 @@
-# Kernel study on drawn data (tools/kernel_study.py): a narrow RepLKNet whose kernels are all of one
-# size, under a head that sees one pixel of the feature maps at a time.
+# Kernel study on drawn data (tools/kernel_study.py): a narrow RepLKNet (an eighth of 31B) whose
+# kernels are all of one size, under a head that sees one pixel of the feature maps at a time.
 #
 # Two stages, of strides 4 and 8: with the four of RepLKNet-31B, the map of stride 32 would reach
 # across these small pictures with 3x3 kernels. The head is 1x1 convolutions: UperNet's pyramid
@@ -7,7 +7,7 @@
 # for a small one beside it; the others have the 5x5 of the paper.
 _base_ = ['_base_/datasets/far_context_ade20k.py', '_base_/default_runtime.py']
 
-channels = [32, 64]
+channels = [16, 32]
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
@@ -42,7 +42,7 @@ model = dict(
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))
 
-max_iters = 1200
+max_iters = 1000
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=4e-3, betas=(0.9, 0.999), weight_decay=0.05),

@@ -45,7 +45,7 @@ class StudySettings:
     """
     kernels: tuple[int, ...] = (3, 7, 13, 31)
     seeds: tuple[int, ...] = (0, 1, 2)
-    iters: int = 1200
+    iters: int = 1000
     num_train: int = 800
     num_val: int = 200
 
@@ -213,7 +213,10 @@ class KernelStudy:
         options = backbone_options(run.kernel) | {
             'randomness.seed': run.seed,
             'train_cfg.max_iters': iters,
-            'train_cfg.val_interval': iters,
+            # tools/test.py scores the networks, with their predictions.
+            'val_cfg': None,
+            'val_dataloader': None,
+            'val_evaluator': None,
             'default_hooks.checkpoint.interval': max(1, iters // 12),
             # LinearLR and PolyLR both need at least one iteration.
             'param_scheduler.0.end': warm_up,
