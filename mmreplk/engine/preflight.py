@@ -70,22 +70,21 @@ def _backbone_class(cfg: Config) -> type | None:
     return registry.get(str(backbone.get('type')))
 
 
-def check_backbone(cfg: Config) -> RepLKNet | None:
+def check_backbone(cfg: Config) -> RepLKNet | EnlargedBackbone | None:
     """Check the arguments of our backbones by building them without memory.
 
     Args:
         cfg (Config): The full config.
 
     Returns:
-        RepLKNet | None: The backbone on 'meta'; None if the config's is another network.
+        RepLKNet | EnlargedBackbone | None: The backbone on 'meta'; None if the config's is another
+        network.
 
     Raises:
         ValueError: If an argument is unknown or impossible.
     """
     if not has_replknet(cfg):
-        if _backbone_class(cfg) is EnlargedBackbone:
-            build_model(cfg)
-        return None
+        return build_model(cfg).backbone if _backbone_class(cfg) is EnlargedBackbone else None
     arguments = {
         key: value for key, value in cfg.model.backbone.items() if key not in ('type', 'init_cfg')
     }
@@ -111,7 +110,7 @@ def check_replknet(cfg: Config) -> RepLKNet:
     """
     check_scope(cfg)
     backbone = check_backbone(cfg)
-    if backbone is None:
+    if not isinstance(backbone, RepLKNet):
         kind = (cfg.model.get('backbone') or {}).get('type')
         raise ValueError(f'CONFIG {cfg.filename}: model.backbone is {kind!r}, not '
                          'mmreplk.RepLKNet, for which this tool is made.')

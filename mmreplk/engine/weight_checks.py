@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from ..models import RepLKNet
+from ..models import EnlargedBackbone, RepLKNet
 from ..models.checkpoint import describe_differences, is_merged, num_classes, split, unwrap
 from ..models.pretrained import (
     MERGED,
@@ -42,15 +42,17 @@ def _pretrained(node, name: str) -> Iterator[tuple[str, str]]:
             yield from _pretrained(value, f'{name}.{key}')
 
 
-def check_pretrained(cfg: Config, backbone: RepLKNet | None = None, first: bool = True
-                     ) -> str | None:
+def check_pretrained(cfg: Config, backbone: RepLKNet | EnlargedBackbone | None = None,
+                     first: bool = True) -> str | None:
     """Check the weight files from which the model starts its training.
 
-    Of networks that are not RepLKNet, only whether local files exist.
+    Of other networks, and of the original one inside an EnlargedBackbone, only whether local files
+    exist.
 
     Args:
         cfg (Config): The full config.
-        backbone (RepLKNet, optional): The config's, on 'meta'. Defaults to None, another network.
+        backbone (RepLKNet | EnlargedBackbone, optional): The config's, on 'meta'. Defaults to None,
+            another network.
         first (bool): Whether this process is the one of its machine that fetches addresses, into
             MMEngine's cache, to look at them. Defaults to True.
 
@@ -71,8 +73,12 @@ def check_pretrained(cfg: Config, backbone: RepLKNet | None = None, first: bool 
             continue
         try:
             if name.startswith('model.backbone.init_cfg.'):
-                prefix = _entry(cfg, owner).get('prefix')
-                check_backbone_weights(backbone, pretrained_body(_read(path), prefix))
+                entry = _entry(cfg, owner)
+                if isinstance(backbone, EnlargedBackbone):
+                    backbone.matching_weights(_read(path), entry.get('prefix', 'backbone.'))
+                else:
+                    check_backbone_weights(
+                        backbone, pretrained_body(_read(path), entry.get('prefix')))
             elif name.startswith('model.init_cfg.'):
                 difference = check_model_weights(build_model(cfg), _read(path), True)
                 notes.append(difference and f'{name}: {path!r} {difference}. {_RANDOM}')

@@ -1,6 +1,6 @@
 """``EnlargedBackbone``: any backbone with large kernels in place of its own, from a config."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
 import torch
@@ -137,7 +137,32 @@ class EnlargedBackbone(BaseModule):
 
     def _load(self, checkpoint: str, prefix: str = 'backbone.', map_location: str = 'cpu') -> None:
         """Load an enlarged network from a file or address, strictly."""
-        state = unwrap(CheckpointLoader.load_checkpoint(checkpoint, map_location))
+        loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location)
+        try:
+            state = self.matching_weights(loaded, prefix)
+        except ValueError as error:
+            raise ValueError(f'init_cfg: the checkpoint {checkpoint!r} {error}.') from error
+        self.load_state_dict(state, strict=False)
+        if hasattr(self, '_params_init_info'):
+            update_init_info(self, init_info=f'Pretrained: load from {checkpoint}')
+
+    def matching_weights(self, checkpoint: Mapping, prefix: str | None = 'backbone.'
+                         ) -> dict[str, torch.Tensor]:
+        """The weights of an enlarged network in a checkpoint; this one may be on 'meta'.
+
+        Args:
+            checkpoint (Mapping): As read from a file.
+            prefix (str, optional): What stands before this backbone's names. Defaults to
+                'backbone.'.
+
+        Returns:
+            dict[str, Tensor]: By the names of this backbone's state dict.
+
+        Raises:
+            ValueError: If some are missing or of another shape. The message ends a sentence that
+                begins with the file.
+        """
+        state = unwrap(checkpoint)
         prefix = f'{prefix.rstrip(".")}.' if prefix else ''
         state = {name.removeprefix(prefix): value for name, value in state.items()
                  if name.startswith(prefix)}
@@ -154,10 +179,8 @@ class EnlargedBackbone(BaseModule):
                 text = MERGED
             elif not any('.lkb_' in name for name in state):
                 text += '. Weights of the original network belong into backbone.init_cfg'
-            raise ValueError(f'init_cfg: the checkpoint {checkpoint!r} {text}.')
-        self.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
-        if hasattr(self, '_params_init_info'):
-            update_init_info(self, init_info=f'Pretrained: load from {checkpoint}')
+            raise ValueError(text)
+        return {name: state[name] for name in own if name in state}
 
 
 def _is_pretrained(cfg: dict) -> bool:

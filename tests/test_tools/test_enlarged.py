@@ -65,6 +65,17 @@ def test_checks_before_a_run(bench):
     file = bench.folder / 'trained.pth'
     torch.save(dict(state_dict=weights.build_model(cfg, 'cpu').state_dict()), file)
     preflight.check_weights(cfg, str(file), 'CHECKPOINT')
+    backbone = preflight.check_backbone(cfg)
+    assert len(backbone.enlarged) == 3
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(file))
+    preflight.check_pretrained(cfg, backbone)
+    cfg.model.backbone.init_cfg.prefix = 'teacher.'
+    message = r'model\.backbone\.init_cfg\.checkpoint: .* does not match the backbone: .* missing'
+    with pytest.raises(ValueError, match=message):
+        preflight.check_pretrained(cfg, backbone)
+    cfg.model.backbone.init_cfg = None
+    with pytest.raises(ValueError, match='is .mmreplk.EnlargedBackbone., not mmreplk.RepLKNet'):
+        preflight.check_replknet(cfg)
     cfg.model.backbone.kernel_size = 13
     with pytest.raises(ValueError, match=r'CHECKPOINT: .*\(\d+, 1, 9, 9\) instead of'):
         preflight.check_weights(cfg, str(file), 'CHECKPOINT')
