@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from mmreplk.analysis import far_context
+
 ADE_CLASSES, CITYSCAPES_CLASSES = 150, 19
 IGNORED = 255
 # The ids of COCO's 80 classes run to 90, with these left out.
@@ -26,6 +28,7 @@ def data_folder(tmp_path_factory) -> Path:
     _draw_cityscapes(root / 'cityscapes', rng)
     if find_spec('mmcv._ext'):  # else there is no mmdet to read it, nor to name its classes
         _draw_coco(root / 'coco', rng)
+    far_context.write_dataset(root / 'far_context', TRAIN, VAL)
     _draw_imagenet(root / 'imagenet', rng)
     for shape, texture in (('cat', 'dog'), ('dog', 'cat')):  # of the shape-bias configs
         _write(root / f'cue-conflict/{shape}/{shape}1-{texture}2.png',
