@@ -18,6 +18,7 @@ from ..models.checkpoint import (
     describe_arch,
     describe_differences,
     differences,
+    is_folded,
     is_merged,
     name_of,
     num_classes,
@@ -25,6 +26,7 @@ from ..models.checkpoint import (
     stage_norms,
     unwrap,
 )
+from ..models.reparam import merge_kernels
 from .weights import read_checkpoint, write_new
 
 LAYOUTS = ('mmreplk', 'official', 'mmpretrain')
@@ -61,6 +63,7 @@ class Recognised:
         arch = describe_arch(self.arch, self.merged)
         known = name_of(self.arch, self.merged) is not None
         parts = [f'{owner} {self.kind}', f'arch {arch}' if known else f'unpublished arch ({arch})',
+                 'merged and its norms folded' if is_folded(self.body) else
                  'merged' if self.merged else 'not merged']
         norms = stage_norms(self.body)
         if norms:
@@ -133,7 +136,9 @@ def _check_complete(body: dict, arch: Arch, merged: bool, kind: str, heads: dict
             out_indices=norms or None,
             norm_intermediate_features=bool(norms),
             final_norm=kind == 'classifier' or 'norm.weight' in body,
-            deploy=merged)
+            deploy=is_folded(body))
+        if merged:
+            merge_kernels(backbone)
     differing = differences(backbone.state_dict(), body)
     if any(differing):
         raise ValueError(f'is an incomplete or altered {describe_arch(arch, merged)}: '
@@ -160,6 +165,9 @@ def rename(found: Recognised, to: str) -> dict[str, torch.Tensor]:
     """
     body, norms, stages = found.body, stage_norms(found.body), len(found.arch.layers)
     dense = found.kind in ('segmentor', 'detector')
+    if to != 'mmreplk' and is_folded(body):
+        raise ValueError(f'has no norms left, which {_OWNERS[to]} network needs: convert the '
+                         'weights from before switch_to_deploy or tools/reparameterize.py')
     if to == 'mmpretrain':
         # Its class has a norm on every output, and no other: that of the classifier is the last's.
         if dense and norms != list(range(stages)):

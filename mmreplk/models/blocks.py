@@ -30,17 +30,15 @@ class RepLKBlock(nn.Module):
         drop_path (float): Drop probability of the residual branch.
         norm_cfg (dict): Config of the norms.
         act_cfg (dict): Config of both activations.
-        deploy (bool): Whether to build the merged kernel.
     """
 
     def __init__(self, channels: int, dw_channels: int, kernel_size: int,
-                 small_kernel: int | None, drop_path: float, norm_cfg: dict, act_cfg: dict,
-                 deploy: bool):
+                 small_kernel: int | None, drop_path: float, norm_cfg: dict, act_cfg: dict):
         super().__init__()
         self.prelkb_bn = norm_layer(norm_cfg, channels)
         self.pw1 = conv_bn(channels, dw_channels, 1, norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.large_kernel = ReparamLargeKernelConv(dw_channels, kernel_size, small_kernel,
-                                                   norm_cfg, deploy)
+                                                   norm_cfg)
         self.lk_nonlinear = build_activation_layer(act_cfg)
         self.pw2 = conv_bn(dw_channels, channels, 1, norm_cfg=norm_cfg)
         self.drop_path = drop_path_layer(drop_path)
@@ -78,6 +76,10 @@ class ConvFFN(nn.Module):
         return x + self.drop_path(out)
 
 
+# What with_cp may name beside all and nothing.
+CHECKPOINTS = {'large_kernel': RepLKBlock, 'ffn': ConvFFN}
+
+
 class RepLKNetStage(nn.Module):
     """A stage: RepLKBlock and ConvFFN in turn, one pair for each drop-path rate.
 
@@ -92,21 +94,21 @@ class RepLKNetStage(nn.Module):
         norm_cfg (dict): Config of the norms.
         act_cfg (dict): Config of the activations in RepLKBlock.
         ffn_act_cfg (dict): Config of the activation in ConvFFN.
-        with_cp (bool): Whether to recompute each block in the backward pass.
-        deploy (bool): Whether to build merged kernels.
+        with_cp (bool | str): Which blocks to recompute in the backward pass: all, or those that
+            :data:`CHECKPOINTS` names.
     """
 
     def __init__(self, channels: int, kernel_size: int, small_kernel: int | None,
                  drop_path_rates: list[float], dw_ratio: float, ffn_ratio: float,
                  norm_output: bool, norm_cfg: dict, act_cfg: dict, ffn_act_cfg: dict,
-                 with_cp: bool, deploy: bool):
+                 with_cp: bool | str):
         super().__init__()
         self.with_cp = with_cp
         self.blocks = nn.ModuleList()
         for rate in drop_path_rates:
             self.blocks.append(
                 RepLKBlock(channels, int(channels * dw_ratio), kernel_size, small_kernel, rate,
-                           norm_cfg, act_cfg, deploy))
+                           norm_cfg, act_cfg))
             self.blocks.append(
                 ConvFFN(channels, int(channels * ffn_ratio), rate, norm_cfg, ffn_act_cfg))
         self.norm = norm_layer(norm_cfg, channels) if norm_output else nn.Identity()
@@ -114,7 +116,8 @@ class RepLKNetStage(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(N, C, H, W)`` to the same shape, without :attr:`norm`."""
         for block in self.blocks:
-            x = run_layer(block, x, self.with_cp)
+            x = run_layer(block, x, self.with_cp is True or CHECKPOINTS.get(
+                self.with_cp) is type(block))
         return x
 
 

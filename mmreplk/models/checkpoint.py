@@ -113,6 +113,11 @@ def is_merged(names: Iterable[str]) -> bool:
     return any('.lkb_reparam.' in name for name in names)
 
 
+def is_folded(names: Iterable[str]) -> bool:
+    """Say whether the norms are folded into the convolutions, as in a deployed backbone."""
+    return is_merged(names) and not any(name.endswith('.running_var') for name in names)
+
+
 def stage_norms(names: Iterable[str]) -> list[int]:
     """The stages whose outputs have a norm of their own.
 

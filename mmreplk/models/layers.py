@@ -80,12 +80,27 @@ def fuse_conv_bn(conv: nn.Conv2d, bn: nn.Module) -> tuple[torch.Tensor, torch.Te
             f'cannot merge a convolution with {type(bn).__name__}: only a norm with running '
             'statistics folds into a convolution. Train with norm_cfg of type BN or SyncBN to '
             'deploy merged kernels.')
-    scale = (bn.running_var.double() + bn.eps).rsqrt()
-    if bn.weight is not None:
-        scale = scale * bn.weight.double()
-    bias = -bn.running_mean.double() if conv.bias is None else (
-        conv.bias.double() - bn.running_mean.double())
-    bias = bias * scale
-    if bn.bias is not None:
-        bias = bias + bn.bias.double()
+    scale, shift = norm_affine(bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
+    bias = shift if conv.bias is None else conv.bias.double() * scale + shift
     return conv.weight.double() * scale.reshape(-1, 1, 1, 1), bias
+
+
+def norm_affine(mean: torch.Tensor, variance: torch.Tensor, weight: torch.Tensor | None,
+                bias: torch.Tensor | None, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift of a batch norm that uses its running statistics: ``scale * x + shift``.
+
+    Args:
+        mean (Tensor): Running mean ``(C, )``.
+        variance (Tensor): Running variance ``(C, )``.
+        weight (Tensor, optional): Gamma ``(C, )``; None for 1.
+        bias (Tensor, optional): Beta ``(C, )``; None for 0.
+        eps (float): Added to the variance.
+
+    Returns:
+        tuple[Tensor, Tensor]: Both ``(C, )``, in float64.
+    """
+    scale = (variance.double() + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight.double()
+    shift = -mean.double() * scale
+    return scale, shift if bias is None else shift + bias.double()

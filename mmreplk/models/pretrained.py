@@ -23,6 +23,7 @@ from .checkpoint import (
     stage_norms,
     unwrap,
 )
+from .fold import fold_norms
 
 MERGED = ('is merged already (small kernels inside the large ones): build the merged network for '
           'it, with model.backbone.deploy=True, or take the weights from before the merge')
@@ -53,6 +54,8 @@ def check_backbone_weights(backbone: nn.Module, body: dict[str, torch.Tensor]) -
     merged = is_merged(body)
     if merged != backbone.deploy:
         raise ValueError(MERGED if merged else NOT_MERGED)
+    if merged:
+        fold_norms(body, backbone.norm_eps)
     missing, extra, other = differences(own, body)
     if not stage_norms(body):
         missing = [name for name in missing if not STAGE_NORM.match(name)]

@@ -19,36 +19,31 @@ class ReparamLargeKernelConv(nn.Module):
         kernel_size (int): The large kernel K, odd.
         small_kernel (int, optional): The small kernel, odd and at most K; None for no such branch.
         norm_cfg (dict, optional): Config of the norms. Defaults to None, BN.
-        deploy (bool): Whether to build the merged convolution. Defaults to False.
     """
 
     def __init__(self,
                  channels: int,
                  kernel_size: int,
                  small_kernel: int | None = None,
-                 norm_cfg: dict | None = None,
-                 deploy: bool = False):
+                 norm_cfg: dict | None = None):
         super().__init__()
         self.kernel_size = kernel_size
         self.small_kernel = small_kernel
-        if deploy:
-            self.lkb_reparam = self._merged_conv(channels)
-        else:
-            self.lkb_origin = conv_bn(
+        self.lkb_origin = conv_bn(
+            channels,
+            channels,
+            kernel_size,
+            groups=channels,
+            norm_cfg=norm_cfg,
+            conv_layer=LargeKernelDWConv2d)
+        if small_kernel is not None:
+            self.small_conv = conv_bn(
                 channels,
                 channels,
-                kernel_size,
+                small_kernel,
                 groups=channels,
                 norm_cfg=norm_cfg,
                 conv_layer=LargeKernelDWConv2d)
-            if small_kernel is not None:
-                self.small_conv = conv_bn(
-                    channels,
-                    channels,
-                    small_kernel,
-                    groups=channels,
-                    norm_cfg=norm_cfg,
-                    conv_layer=LargeKernelDWConv2d)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(N, C, H, W)`` to the same shape."""

@@ -13,11 +13,11 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..registry import MMENGINE_MODELS, MODELS
 from .arch import parse_arch, parse_frozen_stages, parse_out_indices
-from .blocks import RepLKNetStage, run_layer
-from .checkpoint import adopt_final_norm
+from .blocks import CHECKPOINTS, RepLKNetStage, run_layer
+from .checkpoint import adopt_final_norm, is_merged
+from .fold import deploy_network, fold_norms, norms_of
 from .layers import conv_bn, norm_layer
 from .pretrained import load_pretrained
-from .reparam import ReparamLargeKernelConv, merge_kernels
 
 
 # In the root registry the plain name is found from mmseg and mmdet; mmpretrain looks in its own
@@ -56,16 +56,18 @@ class RepLKNet(BaseModule):
         act_cfg (dict): Config of the activations in stem, transitions and RepLKBlocks. Defaults to
             ``dict(type='ReLU')``.
         ffn_act_cfg (dict): Config of the activation in ConvFFN. Defaults to ``dict(type='GELU')``.
-        with_cp (bool): Whether to recompute the blocks and the stem in the backward pass
-            (non-reentrant checkpointing) to save memory. Results, running statistics included, are
+        with_cp (bool | str): What to recompute in the backward pass (non-reentrant checkpointing),
+            to save memory: True for all blocks and the stem, ``'large_kernel'`` for the RepLKBlocks
+            alone, ``'ffn'`` for the ConvFFNs alone. Results, running statistics included, are
             the same. Defaults to False.
         frozen_stages (int): -1 freezes nothing, 0 the stem, k also the first k stages and the
             transitions that feed them. Frozen parameters get no gradient and their norms stay in
             evaluation mode. Defaults to -1.
         norm_eval (bool): Whether norms with running statistics stay in evaluation mode during
             training. Defaults to False.
-        deploy (bool): Whether to build the merged network, to load merged weights into. Defaults to
-            False.
+        deploy (bool): Whether to build the deployed network (:meth:`switch_to_deploy`), to load its
+            weights into, or weights whose kernels are merged but whose norms are not folded.
+            Defaults to False.
         init_cfg (dict | list[dict], optional): Initialisation config of MMEngine. Defaults to None.
 
     Raises:
@@ -93,7 +95,7 @@ class RepLKNet(BaseModule):
                  norm_cfg: dict | None = None,
                  act_cfg: dict | None = None,
                  ffn_act_cfg: dict | None = None,
-                 with_cp: bool = False,
+                 with_cp: bool | str = False,
                  frozen_stages: int = -1,
                  norm_eval: bool = False,
                  deploy: bool = False,
@@ -112,6 +114,9 @@ class RepLKNet(BaseModule):
             raise ValueError(
                 f'final_norm=True normalises the output of the last stage, {num_arch_stages - 1}, '
                 f'which is not in out_indices={self.out_indices}. Add it, or leave final_norm out.')
+        if with_cp not in (False, True, *CHECKPOINTS):
+            raise ValueError(f'with_cp must be True, False, {" or ".join(map(repr, CHECKPOINTS))}, '
+                             f'got {with_cp!r}')
         self.with_cp = with_cp
         self.norm_eval = norm_eval
         norm_cfg = norm_cfg or dict(type='BN')
@@ -145,8 +150,7 @@ class RepLKNet(BaseModule):
                     norm_cfg=norm_cfg,
                     act_cfg=act_cfg,
                     ffn_act_cfg=ffn_act_cfg,
-                    with_cp=with_cp,
-                    deploy=deploy))
+                    with_cp=with_cp))
             if i + 1 < self.num_stages:
                 wider = self.arch.channels[i + 1]
                 self.transitions.append(
@@ -155,12 +159,15 @@ class RepLKNet(BaseModule):
                         conv_bn(wider, wider, 3, stride=2, groups=wider, **layer_cfg)))
         if final_norm:
             self.norm = norm_layer(norm_cfg, self.arch.channels[-1])
+        self.norm_eps = norm_cfg.get('eps', 1e-5)
+        if deploy:
+            self.switch_to_deploy()
         self._freeze_stages()
 
     @property
     def deploy(self) -> bool:
-        """Whether the small kernels are merged into the large ones."""
-        return all(m.deploy for m in self.modules() if isinstance(m, ReparamLargeKernelConv))
+        """Whether the small kernels are merged into the large ones, and all norms folded."""
+        return not norms_of(self)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute the feature maps of the stages in ``out_indices``.
@@ -174,7 +181,7 @@ class RepLKNet(BaseModule):
         """
         x = self.stem[0](x)
         for layer in self.stem[1:]:
-            x = run_layer(layer, x, self.with_cp)
+            x = run_layer(layer, x, self.with_cp is True)
         outs = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
@@ -187,15 +194,16 @@ class RepLKNet(BaseModule):
         return tuple(outs)
 
     def switch_to_deploy(self) -> None:
-        """Merge every small kernel and its norms into the large kernel, in place.
+        """Merge every small kernel into the large one and fold every norm, in place.
 
-        The network then computes what it computed in evaluation mode, with one convolution in the
-        place of two convolutions and two norms (paper, section 3.1). A second call does nothing.
+        The network then computes what it computed in evaluation mode, without any norm: see
+        :mod:`mmreplk.models.fold` (paper, section 3.1). A second call does nothing.
 
         Raises:
             TypeError: If ``norm_cfg`` is of a type that does not fold into a convolution.
+            ValueError: If a folded weight is beyond the range of its dtype.
         """
-        merge_kernels(self)
+        deploy_network(self)
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; weights to start from (``Pretrained``) have to fit.
@@ -218,6 +226,9 @@ class RepLKNet(BaseModule):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         adopt_final_norm(state_dict, prefix, self.state_dict())
+        if self.deploy and is_merged(state_dict):
+            # Of other programs, which merge the kernels but keep the norms.
+            fold_norms(state_dict, self.norm_eps, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> 'RepLKNet':

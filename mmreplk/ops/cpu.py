@@ -60,7 +60,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, ba
     """
     if not _compiled(problem)[0]:
         spectrum = _kept.get(weight, problem, fft.spectrum_of_weight) if keep else None
-        return _mend(fft.forward(x, weight, bias, problem, spectrum), x, weight, bias, problem)
+        out = _mend(fft.forward(x, weight, bias, problem, spectrum), x, weight, bias, problem)
+        return out.relu_() if problem.relu else out
     taps = _wide(weight).contiguous()
     bias = None if bias is None else bias.float().contiguous()
     kept = (_kept.get(weight, problem, native.fft_spectrum) if backend == 'fft' and keep else None)
@@ -137,12 +138,14 @@ def _turned(problem: Problem) -> Problem:
     cut = [min(0, side) for side in sides]
     height, width = problem.out_size
     return problem._replace(height=height + cut[0] + cut[1], width=width + cut[2] + cut[3],
-                            padding=tuple(max(0, side) for side in sides), has_bias=False)
+                            padding=tuple(max(0, side) for side in sides), has_bias=False,
+                            relu=False)
 
 
 def _within(small: Problem, large: Problem) -> bool:
     """Whether all taps of one problem lie where the other has some, on the same maps."""
-    same = [f for f in small._fields if f not in ('kernel', 'padding', 'dilation', 'has_bias')]
+    same = [f for f in small._fields if f not in (
+        'kernel', 'padding', 'dilation', 'has_bias', 'relu')]
     if any(getattr(small, f) != getattr(large, f) for f in same) or (
             small.out_size != large.out_size):
         return False

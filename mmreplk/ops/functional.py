@@ -27,6 +27,7 @@ def large_kernel_dwconv2d(x: Tensor,
                           padding: int | tuple[int, int] | str = 0,
                           dilation: int | tuple[int, int] = 1,
                           *,
+                          activation: str | None = None,
                           backend: str = 'auto') -> Tensor:
     """Depth-wise convolution: ``F.conv2d(x, weight, bias, stride, padding, dilation, groups=C)``.
 
@@ -44,6 +45,8 @@ def large_kernel_dwconv2d(x: Tensor,
         padding (int | tuple[int, int] | str): Zeros on both sides, down and right, or 'same' or
             'valid'. Defaults to 0.
         dilation (int | tuple[int, int]): Down and right. Defaults to 1.
+        activation (str, optional): 'relu' for ``F.relu`` of the result, at no cost: the kernels
+            apply it to what they are about to store. Defaults to None.
         backend (str): 'auto' picks the fastest; `explain` says which and why. 'triton' (GPU),
             'fft', 'direct' (CPU, compiled) and 'torch' ask for one. The gradients of a backend
             asked for by name use it where it can serve them, and otherwise what 'auto' picks.
@@ -55,22 +58,27 @@ def large_kernel_dwconv2d(x: Tensor,
     Raises:
         RuntimeError: For bad shapes, dtypes or devices, what PyTorch's convolution raises; also
             if the backend asked for cannot serve, with the reason.
-        ValueError: If backend is not one of the names above.
+        ValueError: If backend or activation is not one of the names above.
     """
+    relu = activation is not None
+    if relu and activation != 'relu':
+        raise ValueError(f"activation must be 'relu' or None, not {activation!r}")
     if backend == 'auto':
         # A shortcut for problems of a few microseconds; every check below would be felt.
         if (x.dim() == 4 and weight.dim() == 4 and x.device.type == 'cpu'
                 and x.numel() * weight.shape[-1] * weight.shape[-2] < TINY
                 and not torch.compiler.is_compiling()):
-            return F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1])
+            return _pytorch(x, weight, bias, stride, padding, dilation, relu)
     elif backend not in dispatch.BACKENDS:
         raise ValueError(f'backend must be one of {", ".join(dispatch.BACKENDS)}, not {backend!r}')
     if has_torch_function((x, weight, bias)):
         return handle_torch_function(large_kernel_dwconv2d, (x, weight, bias), x, weight, bias,
-                                     stride, padding, dilation, backend=backend)
+                                     stride, padding, dilation, activation=activation,
+                                     backend=backend)
     if x.dim() == 3 and weight.dim() == 4:
         return large_kernel_dwconv2d(
-            x.unsqueeze(0), weight, bias, stride, padding, dilation, backend=backend).squeeze(0)
+            x.unsqueeze(0), weight, bias, stride, padding, dilation, activation=activation,
+            backend=backend).squeeze(0)
     trained = weight
     x, weight, bias = _autocast(x, weight, bias)
     # Spectra of weights are kept while nobody trains them. A copy made by autocast does not last.
@@ -78,32 +86,33 @@ def large_kernel_dwconv2d(x: Tensor,
 
     # Custom operators know the derivatives of autograd's backward pass alone.
     if _is_differentiated_by_func():
-        return _pytorch(x, weight, bias, stride, padding, dilation)
+        return _pytorch(x, weight, bias, stride, padding, dilation, relu)
     # A graph for other runtimes holds a plain convolution, which all of them know.
     if torch.jit.is_tracing():
-        return _pytorch(x, weight, bias, stride, padding, dilation)
+        return _pytorch(x, weight, bias, stride, padding, dilation, relu)
     if torch.compiler.is_compiling():
         if torch.onnx.is_in_onnx_export():
-            return _pytorch(x, weight, bias, stride, padding, dilation)
+            return _pytorch(x, weight, bias, stride, padding, dilation, relu)
         if backend == 'torch' or _pair(stride) != (1, 1) or not _is_depthwise(x, weight):
-            return _pytorch(x, weight, bias, stride, padding, dilation)
+            return _pytorch(x, weight, bias, stride, padding, dilation, relu)
         dilation = _pair(dilation)
         sides = None if dilation is None else _sides(padding, weight.shape[2:], dilation)
+        # Of bad input, PyTorch says what is wrong.
         if (sides is None or min(sides) < 0 or min(dilation) < 1
                 or not _are_alike(x, weight, bias)):
-            return _pytorch(x, weight, bias, stride, padding, dilation)  # which says what is wrong
+            return _pytorch(x, weight, bias, stride, padding, dilation, relu)
         # The choice falls when the graph runs: sizes may be symbols here.
-        return dwconv2d(x, weight, bias, sides, dilation, backend, keep)
+        return dwconv2d(x, weight, bias, sides, dilation, backend, keep, relu)
 
-    problem, chosen = _plan(x, weight, bias, stride, padding, dilation, backend)
+    problem, chosen = _plan(x, weight, bias, stride, padding, dilation, backend, relu)
     if problem is None:  # bad input, for which PyTorch has the words, or nothing to compute
-        return _pytorch(x, weight, bias, stride, padding, dilation)
+        return _pytorch(x, weight, bias, stride, padding, dilation, relu)
     if chosen == 'torch' and not (backend == 'auto' and _trains_better(weight, problem)):
-        out = _pytorch(x, weight, bias, stride, padding, dilation)
+        out = _pytorch(x, weight, bias, stride, padding, dilation, relu)
         return out.contiguous(memory_format=problem.memory_format)
     if _is_plain(x, weight, bias):
         return forward(x, weight, bias, problem, chosen, keep)
-    return dwconv2d(x, weight, bias, problem.padding, problem.dilation, backend, keep)
+    return dwconv2d(x, weight, bias, problem.padding, problem.dilation, backend, keep, relu)
 
 
 def large_kernel_dwconv2d_pair(x: Tensor,
@@ -201,16 +210,17 @@ def explain(x: Tensor,
     return choice
 
 
-def _plan(x, weight, bias, stride, padding, dilation, backend) -> tuple[Problem | None, str | None]:
+def _plan(x, weight, bias, stride, padding, dilation, backend, relu=False
+          ) -> tuple[Problem | None, str | None]:
     """`problem_of` and the backend, looked up by what they depend on in a tenth of the time."""
     key = (x.shape, x.stride(), x.dtype, x.device, x.layout, weight.shape, weight.dtype,
-           weight.device, weight.layout, stride, padding, dilation, backend,
+           weight.device, weight.layout, stride, padding, dilation, backend, relu,
            bias if bias is None else (bias.shape, bias.dtype, bias.device))
     try:
         return dispatch.plans[key]
     except (KeyError, TypeError):  # not seen yet, or given as lists
         pass
-    problem = problem_of(x, weight, bias, stride, padding, dilation)
+    problem = problem_of(x, weight, bias, stride, padding, dilation, relu)
     plan = problem, None if problem is None else dispatch.choose(problem, backend).backend
     if len(dispatch.plans) >= dispatch.PLANS:
         dispatch.plans.clear()
@@ -219,7 +229,7 @@ def _plan(x, weight, bias, stride, padding, dilation, backend) -> tuple[Problem 
     return plan
 
 
-def problem_of(x, weight, bias, stride, padding, dilation) -> Problem | None:
+def problem_of(x, weight, bias, stride, padding, dilation, relu=False) -> Problem | None:
     """The call as a `Problem`; None for what PyTorch's convolution has to refuse or to answer."""
     if not _is_depthwise(x, weight) or x.layout != torch.strided or weight.layout != torch.strided:
         return None
@@ -237,7 +247,7 @@ def problem_of(x, weight, bias, stride, padding, dilation) -> Problem | None:
         return None
     channels_last = memory_format_of(x) == torch.channels_last
     problem = Problem(x.dtype, x.device.type, channels_last, batch, channels, height, width,
-                      outputs // channels, kernel, stride, sides, dilation, bias is not None)
+                      outputs // channels, kernel, stride, sides, dilation, bias is not None, relu)
     return problem if min(problem.out_size) > 0 and max(problem.out_size) < LONGEST else None
 
 
@@ -290,8 +300,9 @@ def _sides(padding, kernel, dilation: tuple[int, int]) -> tuple[int, ...] | None
     return None if pair is None else (pair[0], pair[0], pair[1], pair[1])
 
 
-def _pytorch(x, weight, bias, stride, padding, dilation) -> Tensor:
-    return F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1] if x.dim() == 4 else 1)
+def _pytorch(x, weight, bias, stride, padding, dilation, relu=False) -> Tensor:
+    out = F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1] if x.dim() == 4 else 1)
+    return F.relu(out) if relu else out
 
 
 def _autocast(x, weight, bias):

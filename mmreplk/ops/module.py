@@ -16,17 +16,21 @@ class LargeKernelDWConv2d(nn.Conv2d):
 
     Args:
         *args, **kwargs: As of ``nn.Conv2d``.
+        activation (str, optional): As of `large_kernel_dwconv2d`; an attribute that may be set
+            later. Defaults to None.
         backend (str): As of `large_kernel_dwconv2d`. Defaults to 'auto'.
 
     Raises:
-        ValueError: If backend is unknown, or as ``nn.Conv2d``.
+        ValueError: If backend or activation is unknown, or as ``nn.Conv2d``.
     """
 
-    def __init__(self, *args, backend: str = 'auto', **kwargs):
+    def __init__(self, *args, activation: str | None = None, backend: str = 'auto', **kwargs):
         super().__init__(*args, **kwargs)
         if backend not in BACKENDS:
             raise ValueError(f'backend must be one of {", ".join(BACKENDS)}, not {backend!r}')
-        self.backend = backend
+        if activation not in (None, 'relu'):
+            raise ValueError(f"activation must be 'relu' or None, not {activation!r}")
+        self.activation, self.backend = activation, backend
 
     @classmethod
     def from_conv2d(cls, conv: nn.Conv2d, backend: str = 'auto') -> 'LargeKernelDWConv2d':
@@ -49,28 +53,32 @@ class LargeKernelDWConv2d(nn.Conv2d):
         new = cls(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
             conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode, device='meta',
-            backend=backend)
+            activation=getattr(conv, 'activation', None), backend=backend)
         new.weight, new.bias = conv.weight, conv.bias
         return new.train(conv.training)
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        # Pickles of a plain nn.Conv2d's state, and of earlier versions, have no backend.
+        # Pickles of a plain nn.Conv2d's state, and of earlier versions, have neither.
         self.__dict__.setdefault('backend', 'auto')
+        self.__dict__.setdefault('activation', None)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` or ``(C, H, W)`` as ``nn.Conv2d`` does."""
         if self.groups != self.in_channels or input.dim() not in (3, 4) or (
                 input.shape[-3] != self.in_channels):
-            return super().forward(input)
+            out = super().forward(input)
+            return out if self.activation is None else F.relu(out)
         padding = self.padding
         if self.padding_mode != 'zeros':
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         return large_kernel_dwconv2d(input, self.weight, self.bias, self.stride, padding,
-                                     self.dilation, backend=self.backend)
+                                     self.dilation, activation=self.activation,
+                                     backend=self.backend)
 
     def extra_repr(self) -> str:
-        """``nn.Conv2d``'s, and the backend where one was asked for."""
-        asked = '' if self.backend == 'auto' else f', backend={self.backend}'
+        """``nn.Conv2d``'s, and what was asked for besides."""
+        asked = '' if self.activation is None else f', activation={self.activation}'
+        asked += '' if self.backend == 'auto' else f', backend={self.backend}'
         return super().extra_repr() + asked

@@ -178,9 +178,10 @@ def _call(problem: Problem, isa: int, like: Problem | None = None) -> _Call:
     # Where there is none, one whose plan fails.
     tiles = fft_tiles(like or problem, width) or Tiles((0, 0), (1, 1), 1, math.inf)
     geometry = struct.pack(
-        '18q', problem.channels_last, problem.batch, problem.channels, problem.height,
+        '19q', problem.channels_last, problem.batch, problem.channels, problem.height,
         problem.width, problem.multiplier, *problem.kernel, problem.padding[0], problem.padding[2],
-        *problem.dilation, *problem.out_size, *tiles.points, *tiles.outputs)
+        *problem.dilation, *problem.out_size, *tiles.points, *tiles.outputs,
+        problem.relu)
     groups = -(-problem.out_channels // width)
     frequencies = tiles.points[1] // 2 + 1
     rows = direct_cost(problem, 'forward', width).rows

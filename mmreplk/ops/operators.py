@@ -19,15 +19,15 @@ from .problem import Problem, memory_format_of
 
 # What the ops do, without the 10 us that passing PyTorch's dispatcher costs: for one another.
 def _dwconv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int],
-              dilation: list[int], backend: str, keep: bool = False) -> Tensor:
-    """Stride 1; padding is (top, bottom, left, right); keep: see cpu.forward."""
+              dilation: list[int], backend: str, keep: bool = False, relu: bool = False) -> Tensor:
+    """Stride 1; padding is (top, bottom, left, right); keep: see cpu.forward; relu: of the sum."""
     _check(x, weight.shape, (weight, ) if bias is None else (weight, bias), padding, dilation)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise RuntimeError(f'mmreplk::dwconv2d: a bias of shape {tuple(bias.shape)} for weights of '
                            f'shape {tuple(weight.shape)}')
-    problem = _problem(x, weight.shape, bias is not None, padding, dilation)
+    problem = _problem(x, weight.shape, bias is not None, padding, dilation, relu)
     if problem is None:
-        return _convolve(x, weight, bias, padding, dilation)
+        return _convolve(x, weight, bias, padding, dilation, relu)
     return forward(x, weight, bias, problem, dispatch.choose(problem, backend).backend, keep)
 
 
@@ -92,7 +92,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, ba
             keep: bool) -> Tensor:
     """Run one backend, which has to support the problem."""
     if backend == 'torch':
-        out = _convolve(x, weight, bias, problem.padding, problem.dilation)
+        out = _convolve(x, weight, bias, problem.padding, problem.dilation, problem.relu)
     elif backend == 'triton':
         from . import triton_launch
         out = triton_launch.forward(x, weight, bias, problem, allow_tf32())
@@ -150,24 +150,25 @@ def _out_size(shape, weight_shape, padding, dilation) -> tuple[int, int]:
             shape[3] + padding[2] + padding[3] - dilation[1] * (weight_shape[3] - 1))
 
 
-def _problem(x, weight_shape, has_bias, padding, dilation) -> Problem | None:
+def _problem(x, weight_shape, has_bias, padding, dilation, relu=False) -> Problem | None:
     """None if there is nothing to compute."""
     if 0 in x.shape or 0 in weight_shape:
         return None
     return Problem(x.dtype, x.device.type, memory_format_of(x) == torch.channels_last, *x.shape,
                    weight_shape[0] // x.shape[1], tuple(weight_shape[2:]), (1, 1), tuple(padding),
-                   tuple(dilation), has_bias)
+                   tuple(dilation), has_bias, relu)
 
 
-def _convolve(x, weight, bias, padding, dilation) -> Tensor:
+def _convolve(x, weight, bias, padding, dilation, relu=False) -> Tensor:
     top, bottom, left, right = padding
-    if top == bottom and left == right:
-        return F.conv2d(x, weight, bias, 1, (top, left), dilation, x.shape[1])
-    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, 1, 0, dilation, x.shape[1])
+    if top != bottom or left != right:
+        x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
+    out = F.conv2d(x, weight, bias, 1, (top, left), dilation, x.shape[1])
+    return F.relu_(out) if relu else out
 
 
 @dwconv2d.register_fake
-def _(x, weight, bias, padding, dilation, backend, keep=False):
+def _(x, weight, bias, padding, dilation, backend, keep=False, relu=False):
     height, width = _out_size(x.shape, weight.shape, padding, dilation)
     torch._check(height > 0, lambda: f'the kernel {tuple(weight.shape[2:])} with dilation '
                  f'{tuple(dilation)} is taller than the padded input {tuple(x.shape)}')
@@ -225,12 +226,14 @@ def soft(backend: str) -> str:
 
 
 def _keep(ctx, inputs, output):
-    x, weight, _, ctx.padding, ctx.dilation, ctx.backend, _ = inputs
-    ctx.save_for_backward(x, weight)
+    x, weight, _, ctx.padding, ctx.dilation, ctx.backend, _, ctx.relu = inputs
+    ctx.save_for_backward(x, weight, *([output] if ctx.relu else []))
 
 
 def _dwconv2d_backward(ctx, grad):
-    x, weight = ctx.saved_tensors
+    x, weight, *out = ctx.saved_tensors
+    if ctx.relu:
+        grad = torch.ops.aten.threshold_backward(grad, *out, 0)
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0] and ctx.needs_input_grad[1]:
         grad_x, grad_weight = _both_grads(
@@ -242,7 +245,7 @@ def _dwconv2d_backward(ctx, grad):
             x, grad, weight.shape[2:], ctx.padding, ctx.dilation, soft(ctx.backend))
     if ctx.needs_input_grad[2]:
         grad_bias = grad.sum((0, 2, 3), dtype=_wide(grad.dtype)).to(grad.dtype)
-    return grad_x, grad_weight, grad_bias, None, None, None, None
+    return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _keep_pair(ctx, inputs, output):
@@ -350,17 +353,18 @@ def _(x_shape, grad_shapes, weight_shapes, *args, out_shape=None, **kwargs) -> i
 # -- vmap: a mapped input alone joins the images, mapped weights join the channels -----------------
 
 @dwconv2d.register_vmap
-def _(info, in_dims, x, weight, bias, padding, dilation, backend, keep=False):
+def _(info, in_dims, x, weight, bias, padding, dilation, backend, keep=False, relu=False):
     size = info.batch_size
     x_dim, weight_dim, bias_dim, *_ = in_dims
     if weight_dim is None and bias_dim is None:
         x = x.movedim(x_dim, 0)
-        out = dwconv2d(x.flatten(0, 1), weight, bias, padding, dilation, backend, keep)
+        out = dwconv2d(x.flatten(0, 1), weight, bias, padding, dilation, backend, keep,
+                       relu)
         return out.unflatten(0, (size, -1)), 0
     x = _into_channels(x, x_dim, size, 1)
     weight = _into_channels(weight, weight_dim, size, 0)
     bias = None if bias is None else _into_channels(bias, bias_dim, size, 0)
-    out = dwconv2d(x, weight, bias, padding, dilation, backend)
+    out = dwconv2d(x, weight, bias, padding, dilation, backend, False, relu)
     return out.unflatten(1, (size, -1)), 1
 
 

@@ -20,6 +20,7 @@ class _Fields(NamedTuple):
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
     has_bias: bool
+    relu: bool = False
 
 
 class Problem(_Fields):
@@ -35,6 +36,7 @@ class Problem(_Fields):
         stride, dilation (tuple[int, int]): Down and right.
         padding (tuple[int, int, int, int]): Zeros at the top, bottom, left and right, each >= 0.
         has_bias (bool): Whether one value per output channel is added.
+        relu (bool): Whether negative outputs become 0.
     """
 
     # No __slots__: the derived sizes are computed once and kept.

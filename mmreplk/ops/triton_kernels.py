@@ -75,7 +75,8 @@ def forward_kernel(x_ptr, table_ptr, part_v, w_ptr, bias_ptr, y_ptr,
                    BM: tl.constexpr, R: tl.constexpr, T: tl.constexpr, BK: tl.constexpr,
                    KU: tl.constexpr, XV: tl.constexpr, YV: tl.constexpr, V: tl.constexpr,
                    SPLIT: tl.constexpr, ONE_COLUMN: tl.constexpr, WIDE: tl.constexpr,
-                   HAS_BIAS: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr):
+                   HAS_BIAS: tl.constexpr, RELU: tl.constexpr, CHUNK: tl.constexpr,
+                   UPCAST: tl.constexpr):
     """One tile of ``BM`` patches of one channel; patches are ordered (column, row, image).
 
     Names ending in _v are given in units of XV (width, before), YV (out_width) or V (the others).
@@ -175,19 +176,21 @@ def forward_kernel(x_ptr, table_ptr, part_v, w_ptr, bias_ptr, y_ptr,
     if bad == 0:
         y_off = image.to(tl.int64) * channels * out_plane + oi * out_width + oj
         y_off = y_off[:, None] + ((n // T) * out_width + n % T)[None, :]
+        if RELU:
+            acc = tl.where(acc < 0, 0.0, acc)
         tl.store(y_ptr + y_off, acc.to(y_ptr.dtype.element_ty), mask=stored)
     else:
         w_ptr += channel.to(tl.int64) * (kh * kw)
         for chunk in range(0, BM, CHUNK):
             _tap_by_tap(x_ptr, w_ptr, y_ptr, bias, start + chunk, total, images, channels,
                         patches_i, height, width, out_height, out_width, kh, kw, top, left,
-                        CHUNK, R, T)
+                        CHUNK, R, T, RELU)
 
 
 @triton.jit
 def _tap_by_tap(x_ptr, w_ptr, y_ptr, bias, start, total, images, channels, patches_i,
                 height, width, out_height, out_width, kh, kw, top, left,
-                BM: tl.constexpr, R: tl.constexpr, T: tl.constexpr):
+                BM: tl.constexpr, R: tl.constexpr, T: tl.constexpr, RELU: tl.constexpr):
     """BM patches, summed over the taps that fall inside the map and over nothing else."""
     m = start + tl.arange(0, BM)
     patch = m // images
@@ -207,7 +210,10 @@ def _tap_by_tap(x_ptr, w_ptr, y_ptr, bias, start, total, images, channels, patch
             w = tl.load(w_ptr + u * kw + v).to(tl.float32)
             acc += tl.where(inside, x * w, 0.0)
     y_ptrs = y_ptr + (plane * (out_height * out_width))[:, None] + (row * out_width + column)
-    tl.store(y_ptrs, (acc + bias).to(y_ptr.dtype.element_ty), mask=stored)
+    acc += bias
+    if RELU:  # NaN stays NaN
+        acc = tl.where(acc < 0, 0.0, acc)
+    tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=stored)
 
 
 @triton.jit(do_not_specialize=_SIZES)

@@ -164,7 +164,8 @@ def plan_forward(problem: Problem, mode: str, tile: Tile,
         patches_j=patches_j, tiles=tiles, rows=table_rows, length_v=length // v,
         first_row=first_row, first_k_v=k_low // v), dict(
         BM=tile.patches, R=rows, T=columns, BK=tile.depth, KU=unit, XV=x_vector, YV=y_vector, V=v,
-        SPLIT=split, WIDE=_is_wide(p), HAS_BIAS=p.has_bias, CHUNK=min(tile.patches, 16),
+        SPLIT=split, WIDE=_is_wide(p), HAS_BIAS=p.has_bias, RELU=p.relu,
+        CHUNK=min(tile.patches, 16),
         ONE_COLUMN=patches_j == 1 or p.batch * patches_i % tile.patches == 0,
         UPCAST=interpreted and p.dtype == torch.bfloat16,
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=_REGISTERS))

@@ -6,6 +6,7 @@ import torch
 from mmreplk import RepLKNet
 from mmreplk.models import checkpoint
 from mmreplk.models.arch import ARCHS
+from mmreplk.models.reparam import merge_kernels
 
 
 def numbered(model):
@@ -163,6 +164,15 @@ class TestPretrained:
         assert equal(self.start(tmp_path, tiny_arch, merged, deploy=True), merged)
         with pytest.raises(ValueError, match='is not merged'):
             self.start(tmp_path, tiny_arch, numbered(RepLKNet(tiny_arch)), deploy=True)
+        # Merged by others, who leave the norms: these are folded.
+        model = RepLKNet(tiny_arch)
+        merge_kernels(model)
+        others = {name: value.abs() for name, value in numbered(model).items()}
+        assert not checkpoint.is_folded(others)
+        model.load_state_dict(others)
+        model.switch_to_deploy()
+        assert checkpoint.is_folded(model.state_dict())
+        assert equal(self.start(tmp_path, tiny_arch, others, deploy=True), model.state_dict())
 
     def test_gaps_and_other_networks(self, tmp_path, tiny_arch, source):
         del source['stages.1.blocks.2.pw2.bn.weight']

@@ -1,4 +1,6 @@
 import copy
+from collections import Counter
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from mmreplk.models.blocks import ConvFFN, RepLKBlock
 BN_KEYS = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 
 
-def official_keys(layers, small_kernel=True, merged=False, stage_norms=()):
+def official_keys(layers, small_kernel=True, stage_norms=()):
     """The key names of facts about the official checkpoints, spelled out."""
     keys = set()
 
@@ -27,12 +29,9 @@ def official_keys(layers, small_kernel=True, merged=False, stage_norms=()):
             keys.update(f'{block}.prelkb_bn.{key}' for key in BN_KEYS)
             conv_bn(f'{block}.pw1')
             conv_bn(f'{block}.pw2')
-            if merged:
-                keys.update(f'{block}.large_kernel.lkb_reparam.{key}' for key in ('weight', 'bias'))
-            else:
-                conv_bn(f'{block}.large_kernel.lkb_origin')
-                if small_kernel:
-                    conv_bn(f'{block}.large_kernel.small_conv')
+            conv_bn(f'{block}.large_kernel.lkb_origin')
+            if small_kernel:
+                conv_bn(f'{block}.large_kernel.small_conv')
             ffn = f'stages.{stage}.blocks.{2 * i + 1}'
             keys.update(f'{ffn}.preffn_bn.{key}' for key in BN_KEYS)
             conv_bn(f'{ffn}.pw1')
@@ -71,8 +70,6 @@ class TestPublishedArchitectures:
         depths = (2, 2, 18, 2)
         with torch.device('meta'):
             assert set(RepLKNet('31B').state_dict()) == official_keys(depths)
-            assert set(RepLKNet('31B', deploy=True).state_dict()) == official_keys(
-                depths, merged=True)
             xl = RepLKNet('XL', norm_intermediate_features=True)
             assert set(xl.state_dict()) == official_keys(
                 depths, small_kernel=False, stage_norms=range(4))
@@ -121,11 +118,13 @@ class TestOracle:
         ours, oracle = pair
         ours.eval()
         oracle.train(False)
-        ours.switch_to_deploy()
+        expected = oracle(x := torch.randn(1, 3, 48, 48))
         oracle.switch_to_deploy()
-        assert set(ours.state_dict()) == set(oracle.state_dict())
-        x = torch.randn(1, 3, 48, 48)
-        torch.testing.assert_close(ours(x), oracle(x), rtol=1e-5, atol=1e-5)
+        loaded = RepLKNet(asdict(ours.arch), norm_intermediate_features=True, deploy=True).eval()
+        loaded.load_state_dict(oracle.state_dict())
+        ours.switch_to_deploy()
+        for model in (ours, oracle, loaded):
+            torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
 class TestArguments:
@@ -177,6 +176,8 @@ class TestArguments:
         assert flat[0::2] == pytest.approx([0.02 * i for i in range(24)])
         with pytest.raises(ValueError, match='drop_path_rate'):
             RepLKNet('31B', drop_path_rate=1.0)
+        with pytest.raises(ValueError, match="with_cp must be True, False, 'large_kernel' or"):
+            RepLKNet('31B', with_cp='stem')
 
     def test_drop_path_rate_acts_in_training_only(self, tiny_arch):
         model = RepLKNet(tiny_arch, drop_path_rate=0.9, norm_eval=True)
@@ -288,9 +289,11 @@ class TestArguments:
         assert model.train(False) is model
         assert model.eval() is model
 
-    def test_with_cp_changes_nothing_but_memory(self, tiny_arch):
+    @pytest.mark.parametrize(('with_cp', 'share'), [
+        (True, 0.5), ('large_kernel', 0.85), ('ffn', 0.85)])
+    def test_with_cp_changes_nothing_but_memory(self, tiny_arch, with_cp, share):
         plain = RepLKNet(tiny_arch, drop_path_rate=0.5).train()
-        cp = RepLKNet(tiny_arch, drop_path_rate=0.5, with_cp=True).train()
+        cp = RepLKNet(tiny_arch, drop_path_rate=0.5, with_cp=with_cp).train()
         cp.load_state_dict(plain.state_dict())
         x = torch.rand(2, 3, 64, 64)
         saved = {}
@@ -302,13 +305,27 @@ class TestArguments:
                 outs = model(x)
             saved[name] = sum(sizes)
             sum(out.square().mean() for out in outs).backward()
-        # Only the layers outside the blocks keep their activations.
-        assert saved['cp'] < 0.5 * saved['plain']
+        # Only the layers outside the blocks named keep their activations.
+        assert saved['cp'] < share * saved['plain']
         for (name, a), b in zip(plain.named_parameters(), cp.parameters(), strict=True):
             assert torch.equal(a.grad, b.grad), name
         # Running statistics must not move twice, although the blocks run twice.
         for (name, a), b in zip(plain.named_buffers(), cp.buffers(), strict=True):
             assert torch.equal(a, b), name
+
+    def test_with_cp_recomputes_the_blocks_that_it_names(self, tiny_arch):
+        for with_cp, kind in (('large_kernel', RepLKBlock), ('ffn', ConvFFN)):
+            model = RepLKNet(tiny_arch, with_cp=with_cp).train()
+            calls = Counter()
+            for module in model.modules():
+                if isinstance(module, (RepLKBlock, ConvFFN)) or module in model.stem:
+                    module.register_forward_pre_hook(
+                        lambda module, *_, calls=calls: calls.update([type(module)]))
+            sum(out.mean() for out in model(torch.rand(2, 3, 64, 64))).backward()
+            others = {RepLKBlock, ConvFFN} - {kind}
+            assert calls[kind] == 10
+            assert calls[others.pop()] == 5
+            assert calls[nn.Sequential] == 4
 
     def test_with_cp_under_frozen_stages_and_no_grad(self, tiny_arch):
         model = RepLKNet(tiny_arch, with_cp=True, frozen_stages=2).train()
@@ -332,12 +349,6 @@ class TestArguments:
         model.switch_to_deploy()
         assert outputs_equal(fresh(x), model(x))
 
-    def test_merge_keeps_dtype_and_frozen_state(self, tiny_arch):
-        model = RepLKNet(tiny_arch, frozen_stages=1).double()
-        model.switch_to_deploy()
-        merged = [s.blocks[0].large_kernel.lkb_reparam for s in model.stages]
-        assert all(m.weight.dtype == torch.float64 for m in merged)
-        assert [m.weight.requires_grad for m in merged] == [False, True, True, True]
 
     def test_init_cfg_loads_a_pretrained_backbone(self, tiny_arch, tmp_path):
         source = RepLKNet(tiny_arch)

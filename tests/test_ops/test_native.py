@@ -33,9 +33,9 @@ def test_built_where_it_can_be():
 
 
 def make(batch=1, channels=3, size=(9, 8), kernel=(3, 3), padding=(1, 1, 1, 1), dilation=(1, 1),
-         multiplier=1, bias=False, channels_last=False):
+         multiplier=1, bias=False, channels_last=False, relu=False):
     return Problem(torch.float32, 'cpu', channels_last, batch, channels, *size, multiplier, kernel,
-                   (1, 1), padding, dilation, bias)
+                   (1, 1), padding, dilation, bias, relu)
 
 
 def same(channels, size, kernel, **more):
@@ -106,6 +106,8 @@ def check(problem, isa):
         assert out.shape == problem.out_shape
         assert out.is_contiguous(memory_format=problem.memory_format)
         assert close(out, expected.detach()), kind
+        floored = forward(problem._replace(relu=True), x, weight, bias, isa, kind)
+        assert torch.equal(floored, out.relu()), kind
         assert close(weight_grad(problem, x, grad, isa, kind), wide.grad), kind
     # The entries of native.py, which choose between the two direct sums.
     assert close(native.direct_forward(x, weight, bias, problem, isa), expected.detach())

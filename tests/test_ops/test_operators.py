@@ -72,7 +72,9 @@ def test_opcheck(name, dtype, last, backend):
     # opcheck compares traced with untraced runs, which may round differently where an input comes
     # in another layout.
     tolerance = dict(rtol=2e-2, atol=2e-2) if dtype.itemsize == 2 else dict(rtol=1e-4, atol=1e-4)
-    torch.library.opcheck(OPS.dwconv2d, (x, weight, bias, padding, dilation, backend), **tolerance)
+    for relu in (False, True):
+        torch.library.opcheck(
+            OPS.dwconv2d, (x, weight, bias, padding, dilation, backend, False, relu), **tolerance)
     torch.library.opcheck(OPS.dwconv2d_weight_grad,
                           (x, grad, weight.shape[2:], padding, dilation, backend), **tolerance)
 

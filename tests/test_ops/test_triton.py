@@ -42,11 +42,12 @@ def test_in_the_interpreter(part):
     assert 'passed' in code.stdout
 
 
-def make(dtype, shape, kernel, padding=None, bias=False):
+def make(dtype, shape, kernel, padding=None, bias=False, relu=False):
     """A problem on the interpreter's device; 'same' padding by default."""
     if padding is None:
         padding = (kernel[0] // 2, ) * 2 + (kernel[1] // 2, ) * 2
-    return Problem(dtype, 'cpu', False, *shape, 1, kernel, (1, 1), padding, (1, 1), bias)
+    return Problem(dtype, 'cpu', False, *shape, 1, kernel, (1, 1), padding, (1, 1), bias,
+                   relu)
 
 
 def inputs(p):
@@ -61,8 +62,9 @@ def padded(x, p):
 
 
 def exact(x, weight, bias, p):
-    return F.conv2d(padded(x, p), weight.double(), None if bias is None else bias.double(),
-                    groups=p.channels)
+    out = F.conv2d(padded(x, p), weight.double(), None if bias is None else bias.double(),
+                   groups=p.channels)
+    return out.relu() if p.relu else out
 
 
 def exact_weight_grad(x, grad, p):
@@ -147,7 +149,8 @@ PARAMETERS = ('shape', 'kernel', 'padding')
 @pytest.mark.parametrize(('dtype', 'tf32'), [(HALF, True), (BRAIN, True), (FULL, True),
                                              (FULL, False)])
 def test_forward(compare, dtype, tf32, shape, kernel, padding):
-    check_forward(compare, make(dtype, shape, kernel, padding, bias=dtype != BRAIN), tf32)
+    check_forward(compare, make(dtype, shape, kernel, padding, bias=dtype != BRAIN,
+                                relu=dtype == HALF), tf32)
 
 
 @here

@@ -11,6 +11,7 @@ from mmengine.registry import DefaultScope
 from mmreplk import RepLKNet
 from mmreplk.engine import convert, weights
 from mmreplk.models.arch import ARCHS
+from mmreplk.models.reparam import merge_kernels
 
 
 def numbered(state):
@@ -34,9 +35,12 @@ def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def official_classifier(arch, classes=7, **options):
+def official_classifier(arch, classes=7, merged=False):
     """The authors' layout: the backbone's own names, ``norm`` and ``head``."""
-    state = dict(RepLKNet(arch, final_norm=True, **options).state_dict())
+    backbone = RepLKNet(arch, final_norm=True)
+    if merged:  # as the authors' own program does it: the norms around the kernels stay
+        merge_kernels(backbone)
+    state = dict(backbone.state_dict())
     channels = state['norm.weight'].shape[0]
     state.update({'head.weight': torch.empty(classes, channels), 'head.bias': torch.empty(classes)})
     return numbered(state)
@@ -106,7 +110,7 @@ class TestClassifier:
 
     @pytest.mark.parametrize('merged', [False, True])
     def test_authors_round_trip(self, tmp_path, tiny_arch, merged):
-        state = official_classifier(tiny_arch, deploy=merged)
+        state = official_classifier(tiny_arch, merged=merged)
         source = save(tmp_path / 'theirs.pth', state)
         lines = convert.convert(source, str(tmp_path / 'ours.pth'))
         assert lines[0].startswith(f'{source}: the authors\' classifier, unpublished arch')
@@ -116,11 +120,24 @@ class TestClassifier:
         model = ours(tiny_arch, deploy=merged)
         model.load_state_dict(load(tmp_path / 'ours.pth'))
         assert torch.equal(model.head.fc.bias, state['head.bias'])
-        assert torch.equal(model.backbone.norm.running_mean, state['norm.running_mean'])
+        if not merged:
+            assert torch.equal(model.backbone.norm.running_mean, state['norm.running_mean'])
         convert.convert(str(tmp_path / 'ours.pth'), str(tmp_path / 'back.pth'), 'official')
         back = torch.load(tmp_path / 'back.pth', weights_only=True)
         assert same(back, state)
         assert list(back) == list(state)
+
+    def test_deployed(self, tmp_path, tiny_arch):
+        """Without norms, weights have a place in this project alone."""
+        model = ours(tiny_arch, deploy=True)
+        source = save(tmp_path / 'deployed.pth', dict(state_dict=numbered(model.state_dict())))
+        lines = convert.convert(source, str(tmp_path / 'same.pth'))
+        assert 'merged and its norms folded' in lines[0]
+        assert same(load(tmp_path / 'same.pth'), load(source))
+        for to in ('official', 'mmpretrain'):
+            with pytest.raises(ValueError, match='has no norms left, which .* network needs'):
+                convert.convert(source, str(tmp_path / 'out.pth'), to)
+        assert not (tmp_path / 'out.pth').exists()
 
     def test_half_precision_stays(self, tmp_path, tiny_arch):
         state = {name: value.half() if value.is_floating_point() else value

@@ -25,6 +25,7 @@ struct block {
   float *y;
   int64_t y_row, y_column;  // floats from an output to the next
   int add;                  // to what is in y, instead of to the bias
+  int relu;                 // of the sum
   vf bias;
 };
 
@@ -74,7 +75,7 @@ INLINE void pass_block(const int columns, const int across, const int spread,
     if (r >= k->rows) break;
     UNROLL for (int c = 0; c < columns; c++) {
       float *y = k->y + r * k->y_row + c * k->y_column;
-      store(y, sum[r * COLUMNS + c] + (k->add ? load(y) : k->bias));
+      store(y, relu_if(k->relu, sum[r * COLUMNS + c] + (k->add ? load(y) : k->bias)));
     }
   }
 }

@@ -130,7 +130,7 @@ static void lanes_run(const struct work *k, int64_t item, void *scratch) {
     int64_t from = (top * g->dil_h + phase) * g->out_w + begin;
     int in_place = out.together && lanes == VF;
     struct block b = {.x_row = (right - left) * VF, .x_tap = g->dil_w * VF, .w_tap = p.w_tap,
-                      .tap_rows = g->kernel_h, .bias = bias,
+                      .tap_rows = g->kernel_h, .relu = g->relu != 0, .bias = bias,
                       .y_row = in_place ? g->dil_h * g->out_w * outputs : (end - begin) * VF,
                       .y_column = in_place ? outputs : VF};
     float *to = in_place ? (float *)out.lane[0] + from * outputs : y;

@@ -98,7 +98,8 @@ static void rows_stream(const struct geometry *g, const struct rows_plan *p, int
                         int64_t lo, int64_t hi, const float *x, const float *w, vf bias, float *out,
                         int64_t row) {
   struct stream s = {.x_row = p->pad.pitch, .x_tap = g->dil_w, .w_tap = g->kernel_h, .first = lo - top,
-                     .last = hi - top, .rows = bottom - top, .y_row = row, .bias = bias};
+                     .last = hi - top, .rows = bottom - top, .y_row = row, .relu = g->relu != 0,
+                     .bias = bias};
   for (int64_t n = 0; n < p->blocks; n++) {
     int64_t j = split(p->vectors, p->blocks, n) * VF, end = split(p->vectors, p->blocks, n + 1) * VF;
     int64_t va, vb;
@@ -149,7 +150,7 @@ static void rows_run(const struct work *k, int64_t item, void *scratch) {
     return;
   }
   struct block b = {.x_row = p.pad.pitch, .x_tap = g->dil_w, .w_tap = g->kernel_h,
-                    .tap_rows = g->kernel_h, .y_column = VF, .bias = splat(bias)};
+                    .tap_rows = g->kernel_h, .y_column = VF, .relu = g->relu != 0, .bias = splat(bias)};
   for (int64_t i = top; i < bottom; i += ROWS, out += ROWS * row) {
     b.rows = min64(ROWS, bottom - i);
     int64_t first = max64(lo, i);

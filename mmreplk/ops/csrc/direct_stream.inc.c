@@ -20,13 +20,14 @@ struct stream {
   float *y;
   int64_t y_row;            // floats from an output row to the next
   int64_t end;              // lanes of the last vector that are stored
+  int relu;
   vf bias;
 };
 
 INLINE void stream_store(const int columns, const struct stream *k, int64_t row, const vf *sum) {
   float *y = k->y + row * k->y_row;
-  UNROLL for (int c = 0; c < columns - 1; c++) store(y + c * VF, sum[c] + k->bias);
-  store_part(y + (columns - 1) * VF, sum[columns - 1] + k->bias, k->end);
+  UNROLL for (int c = 0; c < columns - 1; c++) store(y + c * VF, relu_if(k->relu, sum[c] + k->bias));
+  store_part(y + (columns - 1) * VF, relu_if(k->relu, sum[columns - 1] + k->bias), k->end);
 }
 
 INLINE void stream_rows(const int kh, const int columns, const struct stream *k) {

@@ -17,6 +17,7 @@ struct geometry {
   int64_t kernel_h, kernel_w, top, left, dil_h, dil_w, out_h, out_w;
   // FFT kernels: points of the transform, down and right, and outputs of one tile.
   int64_t points_h, points_w, tile_h, tile_w;
+  int64_t relu;  // forward: whether y is max(0, the above) instead; NaN stays NaN
 };
 
 struct work {
@@ -77,7 +78,7 @@ const struct plan *plan_of(int64_t n);
 // The passes chosen for a length, and what they cost: see point_cost in module.c.
 double plan_cost(int n, int *radix, int *stages);
 
-// The direct sum over the taps that lie in the map, for one plane and a rectangle of outputs: slow,
+// The forward pass over the taps that lie in the map, for one plane and a rectangle of outputs: slow,
 // and right for every value. Where the fast kernels meet NaN or Inf.
 void plain_tile(const struct geometry *g, const float *x, int64_t x_step, const float *w, float bias,
                 float *y, int64_t y_step, int64_t row, int64_t row_end, int64_t column,

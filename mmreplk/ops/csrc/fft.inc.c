@@ -171,8 +171,8 @@ static void fft_run(const struct work *k, int64_t item, void *scratch) {
     const float *a = plane + t * POINT;
     inverse_rows(k->plan_w, from, a, a + two * POINT, z);
     int64_t pixel = (rows.out + t) * g->out_w + columns.out;
-    write_line(&out, pixel, columns.outs, z, bias, 0, &check);
-    if (two) write_line(&out, pixel + g->out_w, columns.outs, z + VF, bias, 0, &check);
+    write_line(&out, pixel, columns.outs, z, bias, g->relu != 0, 0, &check);
+    if (two) write_line(&out, pixel + g->out_w, columns.outs, z + VF, bias, g->relu != 0, 0, &check);
   }
 
   // A NaN or Inf in a tile's inputs or weights, or an overflow, spreads over its circle. A direct sum
@@ -322,8 +322,8 @@ static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
         int64_t part = min64(columns.ins, g->points_w - across.at), rest = columns.ins - part;
         for (int r = 0; r <= two; r++) {
           int64_t pixel = (rows.in + t + r) * g->width + columns.in;
-          write_line(&back, pixel, part, z + across.at * POINT + r * VF, zero(), tiles > 1, &check);
-          if (rest) write_line(&back, pixel + part, rest, z + r * VF, zero(), tiles > 1, &check);
+          write_line(&back, pixel, part, z + across.at * POINT + r * VF, zero(), 0, tiles > 1, &check);
+          if (rest) write_line(&back, pixel + part, rest, z + r * VF, zero(), 0, tiles > 1, &check);
         }
       }
     }

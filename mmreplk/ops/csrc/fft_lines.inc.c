@@ -60,15 +60,16 @@ static void read_line(const struct view *v, int64_t from, int64_t ahead, const s
   }
 }
 
-// count points, z[0 ..) + bias, to the pixels from `from` on; with `add`, added to what is there. Adds
-// 0 * value to *check.
-static void write_line(const struct view *v, int64_t from, int64_t count, const float *z, vf bias, int add,
-                       vf *check) {
+// count points, z[0 ..) + bias, to the pixels from `from` on; with `relu`, no less than 0; with `add`,
+// added to what is there. Adds 0 * value to *check.
+static void write_line(const struct view *v, int64_t from, int64_t count, const float *z, vf bias, int relu,
+                       int add, vf *check) {
   vf sum = *check;
   if (v->together || v->step != 1) {
     for (int64_t j = 0; j < count; j++) {
       vf t = load(z + j * POINT) + bias;
       sum += t * 0.0f;
+      t = relu_if(relu, t);
       float *p = (float *)v->lane[0] + (from + j) * v->step;
       if (v->together) {
         store_part(p, add ? t + load_part(p, v->lanes) : t, v->lanes);
@@ -86,14 +87,16 @@ static void write_line(const struct view *v, int64_t from, int64_t count, const 
     int64_t n = min64(VF, count - j);
     vf t[VF];
     if (n == VF) {
-      UNROLL for (int q = 0; q < VF; q++) t[q] = load(z + (j + q) * POINT) + bias, sum += t[q] * 0.0f;
+      UNROLL for (int q = 0; q < VF; q++)
+        t[q] = load(z + (j + q) * POINT) + bias, sum += t[q] * 0.0f, t[q] = relu_if(relu, t[q]);
       transpose(t);
       if (v->lanes == VF && !add) {
         UNROLL for (int l = 0; l < VF; l++) store((float *)v->lane[l] + from + j, t[l]);
         continue;
       }
     } else {
-      for (int64_t q = 0; q < n; q++) t[q] = load(z + (j + q) * POINT) + bias, sum += t[q] * 0.0f;
+      for (int64_t q = 0; q < n; q++)
+        t[q] = load(z + (j + q) * POINT) + bias, sum += t[q] * 0.0f, t[q] = relu_if(relu, t[q]);
       for (int64_t q = n; q < VF; q++) t[q] = zero();
       transpose(t);
     }

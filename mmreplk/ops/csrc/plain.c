@@ -15,7 +15,7 @@ void plain_tile(const struct geometry *g, const float *x, int64_t x_step, const 
             sum += x[(r * g->width + c) * x_step] * w[u * g->kernel_w + v];
         }
       }
-      y[(i * g->out_w + j) * y_step] = sum;
+      y[(i * g->out_w + j) * y_step] = g->relu && sum < 0 ? 0 : sum;
     }
 }
 

@@ -76,6 +76,9 @@ INLINE vf load_part(const float *p, int64_t n) {
 INLINE void store_part(float *p, vf v, int64_t n) { memcpy(p, &v, (size_t)n * sizeof(float)); }
 #endif
 
+// max(v, 0) if asked for; NaN stays NaN.
+INLINE vf relu_if(int asked, vf v) { return asked ? (vf)((vi)v & ~(vi)(v < zero())) : v; }
+
 INLINE float sum_lanes(vf v) {
   // Pairwise, always in the same order.
   float part[VF];
