@@ -5,6 +5,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -12,7 +13,16 @@ from mmengine.fileio import load
 from torch import nn
 
 from mmreplk import RepLKNet
-from mmreplk.analysis import cost_of, format_cost, format_shares, shares_of
+from mmreplk.analysis import (
+    ModelCost,
+    ModelLatency,
+    cost_of,
+    cost_plot,
+    draw_costs,
+    format_cost,
+    format_shares,
+    shares_of,
+)
 from mmreplk.analysis.cost import KINDS, PartCost, _Counter
 from mmreplk.analysis.cost_models import build_on_meta, default_shape
 
@@ -252,3 +262,33 @@ def test_shares_are_those_of_the_numbers():
     assert shares['parameters']['depth-wise'] < 0.08
     row = next(line for line in format_shares(cost).splitlines() if line.startswith('depth-wise'))
     assert row.split()[1::2] == [f'{100 * shares[title]["depth-wise"]:.1f}' for title in shares]
+
+
+def test_the_picture_shows_the_shares(tmp_path, monkeypatch):
+    figures = []
+
+    def keep(*args, **kwargs):
+        figures.append(figure(*args, **kwargs))
+        return figures[-1]
+
+    figure = cost_plot._figure
+    monkeypatch.setattr(cost_plot, '_figure', keep)
+    part = PartCost({'depth-wise': 10, '1x1': 70, 'other': 20},
+                    {'depth-wise': 1e9, '1x1': 3e9, 'other': 0})
+    cost = ModelCost({'backbone': part}, (64, 96), True)
+    shares = {'depth-wise': 0.5, '1x1': 0.2, 'other': 0.1, 'rest': 0.2}
+    latency = ModelLatency(0.25, shares, (64, 96), 2, 'an abacus', 5)
+    draw_costs({'timed': (cost, latency), 'counted': (cost, None)}, str(tmp_path / 'costs.png'))
+    assert (tmp_path / 'costs.png').read_bytes().startswith(b'\x89PNG')
+    ax = figures[0].axes[0]
+    rows = ['parameters', 'multiply-adds', 'latency', 'parameters', 'multiply-adds']
+    assert [label.get_text() for label in ax.get_yticklabels()] == rows
+    widths = np.array([[bar.get_width() for bar in kind] for kind in ax.containers])
+    counts = [[0.1, 0.7, 0.2, 0], [0.25, 0.75, 0, 0]]
+    np.testing.assert_allclose(widths.T, [*counts, list(shares.values()), *counts])
+    lefts = np.array([[bar.get_x() for bar in kind] for kind in ax.containers])
+    np.testing.assert_allclose(lefts[1:], np.cumsum(widths, 0)[:-1])
+    texts = [text.get_text() for text in ax.texts]
+    for text in ('timed', 'counted', '4 G', '0.0001 M', '250 ms', '25%',
+                 '64 x 96 pixels, merged, batch 2, an abacus', '64 x 96 pixels, merged'):
+        assert text in texts
