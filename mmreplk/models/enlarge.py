@@ -257,7 +257,7 @@ def _has_activation(norm: nn.Module) -> bool:
 def _split_norm(norm: nn.Module) -> tuple[nn.Module, nn.Module]:
     """A batch norm alone, and what the module does besides."""
     if not _has_activation(norm):
-        return norm, nn.Identity()
+        return norm, nn.Identity().train(norm.training)
     alone = deepcopy(norm)
     del alone.drop, alone.act
     alone.__class__ = BatchNorm2d  # whose attributes, parameters and buffers are the same

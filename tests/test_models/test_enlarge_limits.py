@@ -140,6 +140,7 @@ def test_conv_module_that_folds_its_norm_itself(order, randomize_norms):
     expected = model(x)
     assert enlarge_kernels(model, 9) == ['conv']
     assert isinstance(model.norm, nn.Identity) is (order[0] == 'conv')
+    assert not any(module.training for module in model.modules())
     torch.testing.assert_close(model(x), expected)
 
 
