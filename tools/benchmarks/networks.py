@@ -23,7 +23,8 @@ def build(name: str, crop: tuple[int, int]):
     cfg = Config.fromfile(name)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     cfg.model.backbone.init_cfg = None
-    cfg.model.data_preprocessor.size = crop
+    if 'decode_head' in cfg.model:  # of the others, the preprocessor takes any size
+        cfg.model.data_preprocessor.size = crop
     launch.replace_sync_bn(cfg.model)
     return cfg, MODELS.build(cfg.model).train()
 

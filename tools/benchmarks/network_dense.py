@@ -1,0 +1,72 @@
+"""Segmentors and detectors from picture to prediction, for network.py."""
+
+import copy
+
+import torch
+from network_models import Candidate, randomize
+from networks import build, with_plain_convolutions
+from torch import nn
+
+# Config, and height and width of the image: those at which the papers count.
+DENSE = {
+    'UperNet-31B 512': ('mmreplk::upernet_replknet31b_ade20k.py', (512, 512)),
+    'UperNet-31B': ('mmreplk::upernet_replknet31b_ade20k.py', (512, 2048)),
+    'Cascade-31B': ('mmreplk::cascade_mask_rcnn_replknet31b_coco.py', (800, 1280)),
+}
+
+
+class Predictor(nn.Module):
+    """A model of the mm packages on prepared images, up to the predictions that are saved.
+
+    Args:
+        model (nn.Module): A segmentor or detector.
+        shape (tuple[int, int]): Height and width of the images, also of the originals.
+    """
+
+    def __init__(self, model: nn.Module, shape: tuple[int, int]):
+        super().__init__()
+        self.model, self.shape = model, shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits ``(N, classes, H, W)`` of a segmentor; ``(boxes, 5)`` of a detector."""
+        found = self.model(x, self._samples(len(x)), mode='predict')
+        if hasattr(found[0], 'seg_logits'):
+            return torch.stack([sample.seg_logits.data for sample in found])
+        return torch.cat([torch.cat([sample.pred_instances.bboxes,
+                                     sample.pred_instances.scores[:, None]], 1)
+                          for sample in found])
+
+    def _samples(self, count: int) -> list:
+        if hasattr(self.model, 'decode_head'):
+            from mmseg.structures import SegDataSample as Sample
+        else:
+            from mmdet.structures import DetDataSample as Sample
+        meta = dict(img_shape=self.shape, ori_shape=self.shape, pad_shape=self.shape,
+                    batch_input_shape=self.shape, scale_factor=(1.0, 1.0), padding_size=[0] * 4)
+        return [Sample(metainfo=dict(meta)) for _ in range(count)]
+
+
+def cases(args):
+    """Cases for network.py, one image at a time."""
+    nchw, last = torch.contiguous_format, torch.channels_last
+    for name in args.networks:
+        config, shape = DENSE[name]
+        for dtype in args.dtype:
+            _, model = build(config, shape)
+            model = Predictor(randomize(model), shape)
+
+            def deployed(model=model):
+                model = copy.deepcopy(model)
+                model.model.backbone.switch_to_deploy()
+                return model
+
+            ways = {
+                'ours': (deployed, nchw),
+                'ours channels_last': (deployed, last),
+                'ours not deployed': (lambda model=model: model, nchw),
+            }
+            for way, layout in (('conv2d', nchw), ('conv2d channels_last', last)):
+                ways[way] = lambda make=deployed: with_plain_convolutions(make()), layout
+            makes = {way: (lambda make=make, layout=layout: Candidate(make(), layout, 'dense'))
+                     for way, (make, layout) in ways.items() if way in args.candidates}
+            yield makes, (1, 3, *shape), 'inference', dtype, dict(suite='dense', network=name)
