@@ -149,7 +149,7 @@ def test_attributes_and_state_of_conv2d(case):
     keywords = {**LAYERS, **OTHERS}[case]
     ours, theirs = both(keywords)
     assert isinstance(ours, nn.Conv2d)
-    assert set(vars(ours)) == {*vars(theirs), 'backend'}
+    assert set(vars(ours)) == {*vars(theirs), 'activation', 'backend'}
     for name, value in vars(theirs).items():
         if not isinstance(value, dict):
             assert getattr(ours, name) == value, name
