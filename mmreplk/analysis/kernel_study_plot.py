@@ -28,11 +28,11 @@ _SIZES = dict(label=8, tick=7, title=8.5)
 def draw_study(study: KernelStudy, results: list[RunResult], path: str) -> None:
     """Draw the result of a study on one page.
 
-    Above: the first picture of the validation split with every kind of land, its labels, and what
-    the middle network of each kernel size predicts. In the middle: mIoU against kernel size, a
-    point for each network; and the share of the land that is named rightly against the distance
-    from the landmark, mean and standard deviation over the seeds. Below: the effective receptive
-    field of the middle networks.
+    a: the first picture of the validation split with every kind of land, its labels, and what the
+    network of the median mIoU of each kernel size predicts. b: mIoU against kernel size, a point
+    for each network. c: the share of the land that is named rightly against the distance from the
+    landmark, mean and standard deviation over the seeds. d: the effective receptive fields of the
+    networks of a.
 
     Args:
         study (KernelStudy): The study.
@@ -43,16 +43,17 @@ def draw_study(study: KernelStudy, results: list[RunResult], path: str) -> None:
     middle = {kernel: middle_run(group) for kernel, group in groups.items()}
     colours = _colours(list(groups))
     columns = max(len(groups), 2)
-    figure = _figure(7.2, 2.55 + 7.2 / (columns + 2) + 7.0 / columns)
-    rows = figure.subfigures(3, 1, height_ratios=(
-        7.2 / (columns + 2) + 0.1, 2.5, 7.0 / columns), hspace=0.02)
+    heights = (7.2 / (columns + 2) + 0.15, 2.5, 7.0 / columns + 0.25)  # inches
+    figure = _figure(7.2, sum(heights))
+    rows = figure.subfigures(3, 1, height_ratios=heights, hspace=0.02)
     _draw_example(rows[0], study, middle)
     left, right = rows[1].subplots(1, 2)
     _draw_scores(left, study, groups, colours)
     _draw_distances(right, groups, colours)
     _draw_fields(rows[2], middle)
-    for row, letter in zip(rows, 'abc', strict=True):
-        row.text(0.002, 0.995, letter, ha='left', va='top', fontsize=10, fontweight='bold')
+    for row, x, letter in ((0, 0, 'a'), (1, 0, 'b'), (1, 0.5, 'c'), (2, 0, 'd')):
+        rows[row].text(x + 0.002, 0.995, letter, ha='left', va='top', fontsize=10,
+                       fontweight='bold')
     figure.savefig(path)
 
 
@@ -103,19 +104,25 @@ def _style(ax) -> None:
     ax.set_axisbelow(True)
 
 
+def _level(ax, value: float, text: str) -> None:
+    ax.axhline(value, color='#888888', linewidth=0.8, linestyle='--', zorder=1)
+    ax.annotate(text, (0.01, value), xycoords=ax.get_yaxis_transform(), xytext=(0, 2),
+                textcoords='offset points', fontsize=6.5, color='#666666', va='bottom')
+
+
 def _draw_scores(ax, study: KernelStudy, groups: dict, colours: dict) -> None:
     kernels = list(groups)
     means, deviations = np.array([mean_and_spread(r.miou for r in group)
                                   for group in groups.values()]).T
-    ax.errorbar(kernels, means, deviations, color='#444444', linewidth=1, capsize=2.5,
-                elinewidth=0.8, zorder=2, label='mean, standard deviation')
+    ax.fill_between(kernels, means - deviations, means + deviations, color='#444444', alpha=0.15,
+                    linewidth=0)
+    ax.plot(kernels, means, color='#444444', linewidth=1, label='mean, standard deviation')
     for kernel, group in groups.items():
         ax.plot([kernel] * len(group), [r.miou for r in group], 'o', color=colours[kernel],
                 markersize=4.5, markeredgecolor='white', markeredgewidth=0.4, zorder=3,
                 label='one network' if kernel == kernels[-1] else None)
     chance = blind_miou(study.data)
-    ax.axhline(chance, color='#999999', linewidth=0.8, linestyle='--', zorder=1,
-               label='exact shores, land named by chance')
+    _level(ax, chance, 'exact shores, land named by chance')
     ax.set_xscale('log')
     ax.set_xticks(kernels, [str(kernel) for kernel in kernels])
     ax.minorticks_off()
@@ -137,7 +144,7 @@ def _draw_distances(ax, groups: dict, colours: dict) -> None:
                         linewidth=0)
         ax.plot(at, mean, 'o-', color=colours[kernel], markersize=3, linewidth=1.2,
                 label=_size(kernel))
-    ax.axhline(100 / len(LANDS), color='#999999', linewidth=0.8, linestyle='--', label='by chance')
+    _level(ax, 100 / len(LANDS), 'by chance')
     ax.set_ylim(25, 102)
     labels = [f'{edge}–{edge + BIN}' for edge in EDGES[:-1]] + [f'>{EDGES[-1]}']
     ax.set_xticks(at, labels)
@@ -148,7 +155,7 @@ def _draw_distances(ax, groups: dict, colours: dict) -> None:
 
 
 def _draw_fields(figure, middle: dict[int, RunResult]) -> None:
-    axes = figure.subplots(1, len(middle), squeeze=False)[0]
+    axes = figure.subplots(1, len(middle), squeeze=False, sharey=True)[0]
     for ax, (kernel, result) in zip(axes, middle.items(), strict=True):
         height, width = result.erf.matrix.shape
         image = ax.imshow(contribution_scores(result.erf.matrix), cmap=COLOURS, vmin=0, vmax=1,
@@ -160,6 +167,7 @@ def _draw_fields(figure, middle: dict[int, RunResult]) -> None:
         ax.set_xticks([0, width / 2, width])
         ax.set_yticks([0, height / 2, height])
         ax.tick_params(labelsize=6.5, length=2, width=0.5)
+        ax.label_outer()
         for spine in ax.spines.values():
             spine.set_linewidth(0.5)
     bar = figure.colorbar(image, ax=axes, fraction=0.025, pad=0.015, aspect=22)
