@@ -58,7 +58,7 @@ def draw(path: Path, rows: list[dict]) -> None:
 
 
 def _draw_bars(path: Path, rows: list[dict]) -> None:
-    """A panel for each size, mode, dtype and batch; bars of a network together."""
+    """A panel for each size, mode, dtype and batch; bars of a network together, p20 to p80."""
     panels: dict[tuple, dict[str, list[dict]]] = {}
     for row in rows:
         key = row['mode'], row['dtype'], row['batch'], row['height'], row['width']
@@ -75,10 +75,12 @@ def _draw_bars(path: Path, rows: list[dict]) -> None:
             ticks[network] = y + (len(group) - 1) / 2
             for row in group:
                 name = row['candidate']
-                ax.barh(y, row['images_per_second'], color=_COLOURS.get(name, '#BBBBBB'),
-                        height=0.86, label=LABELS.get(name, name))
-                ax.text(row['images_per_second'], y, f' {row["images_per_second"]:.3g}',
-                        va='center', fontsize=7)
+                rate, low, high = (1e3 * row['batch'] / row[key]
+                                   for key in ('median_ms', 'p80_ms', 'p20_ms'))
+                ax.barh(y, rate, color=_COLOURS.get(name, '#BBBBBB'), height=0.86,
+                        label=LABELS.get(name, name), xerr=[[rate - low], [high - rate]],
+                        error_kw=dict(elinewidth=0.8, ecolor='#444444', capsize=1.5))
+                ax.text(high, y, f' {rate:.3g}', va='center', fontsize=7)
                 y += 1
             y += 0.8
         ax.set_yticks(list(ticks.values()), list(ticks), fontsize=8)
