@@ -1,6 +1,6 @@
 """Train a narrow RepLKNet with several kernel sizes on labels that need far context, and compare.
 
-One command, about half an hour on two quiet cores: pictures are drawn, every network is trained and
+One command, less than an hour on two quiet cores: pictures are drawn, every network is trained and
 evaluated by tools/train.py and tools/test.py, and mIoU against kernel size and the effective
 receptive fields of the trained networks are shown in one figure. Stopped and started again, it goes
 on where it was; more kernels or seeds can be added to a study. See mmreplk/analysis/README.md.

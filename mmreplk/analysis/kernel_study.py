@@ -45,7 +45,7 @@ class StudySettings:
     """
     kernels: tuple[int, ...] = (3, 7, 13, 31)
     seeds: tuple[int, ...] = (0, 1, 2)
-    iters: int = 1000
+    iters: int = 700
     num_train: int = 800
     num_val: int = 200
 
