@@ -13,7 +13,7 @@ the border. Norms of outputs have no convolution behind them within the backbone
 the large and the small kernel alone.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -33,23 +33,16 @@ class ChannelAffine(nn.Module):
 
     Args:
         channels (int): Channels C.
-        device (torch.device, optional): Of the parameters. Defaults to None.
-        dtype (torch.dtype, optional): Of the parameters. Defaults to None.
     """
 
-    def __init__(self, channels: int, device=None, dtype=None):
+    def __init__(self, channels: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(N, C, H, W)`` to the same shape."""
         return torch.addcmul(self.bias.reshape(-1, 1, 1), x, self.weight.reshape(-1, 1, 1))
-
-
-def has_norms(names: Iterable[str]) -> bool:
-    """Say whether weights have batch norms with running statistics."""
-    return any(name.endswith(_VARIANCE) for name in names)
 
 
 @torch.no_grad()
