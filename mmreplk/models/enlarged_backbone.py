@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..registry import MODELS
-from .checkpoint import describe_differences, is_merged, unwrap
+from .checkpoint import describe_differences, differences, is_merged, unwrap
 from .enlarge import enlarge_kernels, remove_shortcuts
 from .pretrained import MERGED, NOT_MERGED
 from .reparam import ReparamLargeKernelConv, merge_kernels
@@ -167,10 +167,7 @@ class EnlargedBackbone(BaseModule):
         state = {name.removeprefix(prefix): value for name, value in state.items()
                  if name.startswith(prefix)}
         own = self.state_dict()
-        missing = [name for name in own
-                   if name not in state and not name.endswith('num_batches_tracked')]
-        other = [f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
-                 for name in own if name in state and state[name].shape != own[name].shape]
+        missing, _, other = differences(own, state)
         if missing or other:
             text = f'does not match the backbone: {describe_differences(missing, [], other)}'
             if any(is_merged([name]) for name in missing):

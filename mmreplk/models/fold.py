@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from .blocks import RepLKBlock
-from .layers import norm_affine
+from .layers import check_foldable, norm_affine
 from .reparam import merge_kernels
 
 _VARIANCE = '.running_var'
@@ -115,16 +115,12 @@ def deploy_network(model: nn.Module) -> None:
         model (RepLKNet): The network. A second time nothing is left to do.
 
     Raises:
-        TypeError: If a norm keeps no running statistics (GN, LN, or a BN built without them): its
-            effect depends on the input, and no convolution equals it. Nothing is changed then.
+        TypeError: If a norm keeps no running statistics (:func:`.layers.check_foldable`). Nothing
+            is changed then.
         ValueError: If a folded number is beyond the range of its dtype.
     """
     for name, norm in norms_of(model).items():
-        if getattr(norm, 'running_var', None) is None:
-            raise TypeError(
-                f'cannot merge a convolution with {type(norm).__name__} ({name}): only a norm with '
-                'running statistics folds into a convolution. Train with norm_cfg of type BN or '
-                'SyncBN to deploy the network.')
+        check_foldable(norm, name)
     merge_kernels(model)
     norms = norms_of(model)
     state = model.state_dict()

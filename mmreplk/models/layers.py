@@ -75,14 +75,28 @@ def fuse_conv_bn(conv: nn.Conv2d, bn: nn.Module) -> tuple[torch.Tensor, torch.Te
     if isinstance(bn, nn.Identity):
         bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
         return conv.weight.double(), bias.double()
-    if getattr(bn, 'running_mean', None) is None or getattr(bn, 'running_var', None) is None:
-        raise TypeError(
-            f'cannot merge a convolution with {type(bn).__name__}: only a norm with running '
-            'statistics folds into a convolution. Train with norm_cfg of type BN or SyncBN to '
-            'deploy merged kernels.')
+    check_foldable(bn)
     scale, shift = norm_affine(bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
     bias = shift if conv.bias is None else conv.bias.double() * scale + shift
     return conv.weight.double() * scale.reshape(-1, 1, 1, 1), bias
+
+
+def check_foldable(norm: nn.Module, name: str | None = None) -> None:
+    """Check that a norm keeps running statistics, by which it is linear in evaluation mode.
+
+    Args:
+        norm (nn.Module): The norm.
+        name (str, optional): What the message calls it besides its type. Defaults to None.
+
+    Raises:
+        TypeError: If it keeps none (GN, LN, or a BN built without them): then its effect depends on
+            the input and no convolution equals it.
+    """
+    if getattr(norm, 'running_mean', None) is None or getattr(norm, 'running_var', None) is None:
+        raise TypeError(
+            f'cannot merge a convolution with {type(norm).__name__}{f" ({name})" if name else ""}: '
+            'only a norm with running statistics folds into a convolution. Train with norm_cfg of '
+            'type BN or SyncBN to deploy merged kernels.')
 
 
 def norm_affine(mean: torch.Tensor, variance: torch.Tensor, weight: torch.Tensor | None,

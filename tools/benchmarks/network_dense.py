@@ -63,7 +63,7 @@ def cases(args):
             ways = {
                 'ours': (deployed, nchw),
                 'ours channels_last': (deployed, last),
-                'ours not deployed': (lambda model=model: model, nchw),
+                'ours not deployed': (lambda model=model: copy.deepcopy(model), nchw),
             }
             for way, layout in (('conv2d', nchw), ('conv2d channels_last', last)):
                 ways[way] = lambda make=deployed: with_plain_convolutions(make()), layout

@@ -10,7 +10,6 @@ from networks import with_plain_convolutions
 SIDES = (224, 320, 448, 640, 832, 1024)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 KERNELS = (3, 7, 13, 21, 31, 51)
-AXES = ('side', 'batch', 'kernel')
 
 
 def with_kernels(arch, kernel: int) -> dict:

@@ -29,12 +29,10 @@ class Candidate(NamedTuple):
         model (nn.Module): On its device, in its mode, dtype and memory format.
         layout (torch.memory_format): For the images.
         group (str): Candidates of one group compute the same function.
-        graph (bool): Whether it is to be recorded as a CUDA graph.
     """
     model: nn.Module
     layout: torch.memory_format
     group: str
-    graph: bool = False
 
 
 class Classifier(nn.Module):

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from plots import LABELS, Panel, Point, _figure, _finish, draw_curves
+from plots import LABELS, STYLES, Panel, Point, _figure, _finish, draw_curves
 from rows import markdown
 
-_COLOURS = {'ours': '#D55E00', 'ours channels_last': '#E69F00', 'ours compiled': '#882255',
-            'ours not deployed': '#CC79A7', 'conv2d': '#0072B2', 'conv2d channels_last': '#56B4E9',
-            'mmpretrain': '#555555', 'mmpretrain merged': '#888888', 'timm': '#009E73',
-            'timm channels_last': '#44AA99'}
+_COLOURS = {name: colour for name, (colour, _) in STYLES.items()} | {
+    'ours compiled': '#882255', 'ours not deployed': '#CC79A7', 'mmpretrain': '#555555',
+    'mmpretrain merged': '#888888', 'timm': '#009E73', 'timm channels_last': '#44AA99'}
 
 
 def case_of(row: dict) -> tuple:
