@@ -117,7 +117,7 @@ class RepLKNet(BaseModule):
         if with_cp not in (False, True, *CHECKPOINTS):
             raise ValueError(f'with_cp must be True, False, {" or ".join(map(repr, CHECKPOINTS))}, '
                              f'got {with_cp!r}')
-        self.with_cp = with_cp
+        self.with_cp = with_cp if isinstance(with_cp, str) else bool(with_cp)
         self.norm_eval = norm_eval
         norm_cfg = norm_cfg or dict(type='BN')
         act_cfg = act_cfg or dict(type='ReLU')
@@ -150,7 +150,7 @@ class RepLKNet(BaseModule):
                     norm_cfg=norm_cfg,
                     act_cfg=act_cfg,
                     ffn_act_cfg=ffn_act_cfg,
-                    with_cp=with_cp))
+                    with_cp=self.with_cp))
             if i + 1 < self.num_stages:
                 wider = self.arch.channels[i + 1]
                 self.transitions.append(

@@ -290,7 +290,7 @@ class TestArguments:
         assert model.eval() is model
 
     @pytest.mark.parametrize(('with_cp', 'share'), [
-        (True, 0.5), ('large_kernel', 0.85), ('ffn', 0.85)])
+        (True, 0.5), (1, 0.5), ('large_kernel', 0.85), ('ffn', 0.85)])
     def test_with_cp_changes_nothing_but_memory(self, tiny_arch, with_cp, share):
         plain = RepLKNet(tiny_arch, drop_path_rate=0.5).train()
         cp = RepLKNet(tiny_arch, drop_path_rate=0.5, with_cp=with_cp).train()
