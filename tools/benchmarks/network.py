@@ -207,11 +207,7 @@ def main(argv=None) -> int:
         if args.plot:
             network_report.draw(args.plot, rows)
         return 0
-    device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if device.type == 'cuda':
-        torch.backends.cudnn.benchmark = True
+    device = timing.prepare(args.device, args.threads)
     path = args.out or results.default_path(device, 'network')
     try:
         file = results.RowFile(path, args.append)

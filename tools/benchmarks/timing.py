@@ -162,6 +162,21 @@ class _CudaClock:
         return [start.elapsed_time(end) for start, end in taken]
 
 
+def prepare(name: str | None, threads: int | None) -> torch.device:
+    """The device to measure, set up: cuDNN picks its kernels by measurement.
+
+    Args:
+        name (str, optional): Of the device; None for a GPU if there is one.
+        threads (int, optional): Of a CPU; None for PyTorch's own number.
+    """
+    device = torch.device(name or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    if threads:
+        torch.set_num_threads(threads)
+    if device.type == 'cuda':
+        torch.backends.cudnn.benchmark = True
+    return device
+
+
 def seconds_of(run: Callable[[], Any], device: torch.device) -> float:
     """Wall-clock seconds of one call, synchronised."""
     if device.type == 'cuda':

@@ -153,11 +153,7 @@ def report(rows: list[dict]) -> str:
 
 def main(argv=None) -> int:
     parser, args = parse_args(argv)
-    device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if device.type == 'cuda':
-        torch.backends.cudnn.benchmark = True
+    device = timing.prepare(args.device, args.threads)
     path = args.out or results.default_path(device, 'train-step')
     try:
         file = results.RowFile(path, args.append)
