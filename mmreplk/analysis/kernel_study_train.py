@@ -97,8 +97,8 @@ class _Job:
     def announcement(self) -> str:
         trains = self.steps[0][0] == 'train'
         resumed = trains and '--resume' in self.steps[0][1]
-        what = 'is resumed' if resumed else 'is trained' if trains else 'is evaluated'
-        return f'{self.run.name} {what}'
+        what = 'resumed' if resumed else 'trained' if trains else 'evaluated'
+        return f'{self.run.name} is being {what}'
 
     def _start(self) -> None:
         tool, arguments = self.steps[0]

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from .layers import conv_bn, norm_layer
+from .pointwise import PointwiseConv2d
 from .reparam import ReparamLargeKernelConv
 
 
@@ -46,8 +47,7 @@ class RepLKBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(N, C, H, W)`` to the same shape."""
         out = self.pw1(self.prelkb_bn(x))
-        out = self.pw2(self.lk_nonlinear(self.large_kernel(out)))
-        return x + self.drop_path(out)
+        return _add(x, self.lk_nonlinear(self.large_kernel(out)), self.pw2, self.drop_path)
 
 
 class ConvFFN(nn.Module):
@@ -72,8 +72,17 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(N, C, H, W)`` to the same shape."""
-        out = self.pw2(self.nonlinear(self.pw1(self.preffn_bn(x))))
-        return x + self.drop_path(out)
+        out = self.nonlinear(self.pw1(self.preffn_bn(x)))
+        return _add(x, out, self.pw2, self.drop_path)
+
+
+def _add(x: torch.Tensor, out: torch.Tensor, last: nn.Sequential,
+         drop_path: nn.Module) -> torch.Tensor:
+    """``x + drop_path(last(out))``, by the convolution itself where it is alone (deployed)."""
+    if len(last) == 1 and isinstance(last.conv, PointwiseConv2d) and not (
+            drop_path.training and isinstance(drop_path, DropPath)):
+        return last.conv(out, x)
+    return x + drop_path(last(out))
 
 
 # What with_cp may name beside all and nothing.

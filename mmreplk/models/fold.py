@@ -18,8 +18,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .blocks import RepLKBlock
+from .blocks import ConvFFN, RepLKBlock
 from .layers import check_foldable, norm_affine
+from .pointwise import ACTIVATIONS, PointwiseConv2d
 from .reparam import merge_kernels
 
 _VARIANCE = '.running_var'
@@ -140,6 +141,10 @@ def deploy_network(model: nn.Module) -> None:
         if isinstance(module, RepLKBlock) and type(module.lk_nonlinear) is nn.ReLU:
             module.large_kernel.lkb_reparam.activation = 'relu'
             module.lk_nonlinear = nn.Identity()
+        elif isinstance(module, ConvFFN):
+            module.nonlinear = _into(module.pw1.conv, module.nonlinear)
+        elif isinstance(module, nn.Sequential) and hasattr(module, 'nonlinear'):
+            module.nonlinear = _into(module.conv, module.nonlinear)
     for module in model.modules():
         if type(module) is nn.ReLU:  # behind a convolution, which does not need its result again
             module.inplace = True
@@ -150,6 +155,15 @@ def norms_of(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules()
             if name.rpartition('.')[2] in (_BEHIND, *_BEFORE, _ALONE)
             and not isinstance(module, (nn.Identity, ChannelAffine))}
+
+
+def _into(conv: nn.Conv2d, activation: nn.Module) -> nn.Module:
+    """Make an activation a part of the convolution before it; what is left of the activation."""
+    for name, kind in ACTIVATIONS.items() if isinstance(conv, PointwiseConv2d) else ():
+        if type(activation) is kind and getattr(activation, 'approximate', 'none') == 'none':
+            conv.activation = name
+            return nn.Identity()
+    return activation
 
 
 def _add_bias(conv: nn.Conv2d) -> None:

@@ -6,6 +6,8 @@ import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import nn
 
+from .pointwise import PointwiseConv2d
+
 
 def conv_bn(in_channels: int,
             out_channels: int,
@@ -14,7 +16,7 @@ def conv_bn(in_channels: int,
             groups: int = 1,
             norm_cfg: dict | None = None,
             act_cfg: dict | None = None,
-            conv_layer: type[nn.Conv2d] = nn.Conv2d) -> nn.Sequential:
+            conv_layer: type[nn.Conv2d] | None = None) -> nn.Sequential:
     """A bias-free convolution with padding ``kernel_size // 2``, its norm, and an activation.
 
     The sub-modules are called ``conv``, ``bn`` and ``nonlinear``, as in the official checkpoints.
@@ -27,12 +29,16 @@ def conv_bn(in_channels: int,
         groups (int): Groups. Defaults to 1.
         norm_cfg (dict, optional): Config of the norm layer. Defaults to None, BN.
         act_cfg (dict, optional): Config of the activation. Defaults to None, no activation.
-        conv_layer (type): ``nn.Conv2d`` or a subclass. Defaults to ``nn.Conv2d``.
+        conv_layer (type, optional): ``nn.Conv2d`` or a subclass. Defaults to None:
+            :class:`PointwiseConv2d` where it can serve, ``nn.Conv2d`` elsewhere.
 
     Returns:
         nn.Sequential: Maps ``(N, in_channels, H, W)`` to
         ``(N, out_channels, ceil(H / stride), ceil(W / stride))``.
     """
+    if conv_layer is None:
+        pointwise = (kernel_size, stride, groups) == (1, 1, 1)
+        conv_layer = PointwiseConv2d if pointwise else nn.Conv2d
     layers = OrderedDict(
         conv=conv_layer(
             in_channels,

@@ -17,6 +17,7 @@ from .blocks import CHECKPOINTS, RepLKNetStage, run_layer
 from .checkpoint import adopt_final_norm, is_merged
 from .fold import deploy_network, fold_norms, norms_of
 from .layers import conv_bn, norm_layer
+from .pointwise import faster_channels_last
 from .pretrained import load_pretrained
 
 
@@ -177,9 +178,11 @@ class RepLKNet(BaseModule):
 
         Returns:
             tuple[Tensor]: For each stage S in ``out_indices``, ``(N, channels[S], ceil(H / s),
-            ceil(W / s))`` with ``s = 4 * 2**S``, rounded up at each halving.
+            ceil(W / s))`` with ``s = 4 * 2**S``, rounded up at each halving. They have the memory
+            format of x, also where the network computes in another.
         """
-        x = self.stem[0](x)
+        channels_last = faster_channels_last(x, self.stem[2].conv)
+        x = self.stem[0](x.contiguous(memory_format=torch.channels_last) if channels_last else x)
         for layer in self.stem[1:]:
             x = run_layer(layer, x, self.with_cp is True)
         outs = []
@@ -191,7 +194,7 @@ class RepLKNet(BaseModule):
                 x = self.transitions[i](x)
         if hasattr(self, 'norm'):
             outs[-1] = self.norm(outs[-1])
-        return tuple(outs)
+        return tuple(out.contiguous() if channels_last else out for out in outs)
 
     def switch_to_deploy(self) -> None:
         """Merge every small kernel into the large one and fold every norm, in place.

@@ -52,7 +52,7 @@ def test_a_study_in_one_command_and_again(seg_bench):
     before = contents(folder)
     again = bench.done('kernel_study.py', *TINY, '--kernels', 7)
     assert '1 of 1 runs were finished before' in again.text
-    assert 'is trained' not in again.text
+    assert 'is being trained' not in again.text
     assert rows(study) == [row]
     assert contents(folder) == before
 
@@ -89,7 +89,7 @@ def test_a_stopped_study_goes_on(seg_bench):
     assert not (pointer.parent / 'iter_36.pth').exists()
 
     run = bench.done('kernel_study.py', *arguments)
-    assert 'k03_seed0 is resumed' in run.text
+    assert 'k03_seed0 is being resumed' in run.text
     log = (pointer.parent / 'train.txt').read_text()
     assert 'resumed epoch: 0, iter: ' in log
     assert (pointer.parent / 'iter_36.pth').is_file()

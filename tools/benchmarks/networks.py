@@ -30,18 +30,21 @@ def build(name: str, crop: tuple[int, int]):
 
 
 def with_plain_convolutions(model: nn.Module) -> nn.Module:
-    """A copy in which every `LargeKernelDWConv2d` is an `nn.Conv2d` with the same weights."""
+    """A copy in which every convolution of ours is an `nn.Conv2d` with the same weights."""
+    from mmreplk.models.pointwise import PointwiseConv2d
     from mmreplk.ops import LargeKernelDWConv2d
     model = copy.deepcopy(model)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, LargeKernelDWConv2d):
+            if isinstance(child, (LargeKernelDWConv2d, PointwiseConv2d)):
                 conv = nn.Conv2d(child.in_channels, child.out_channels, child.kernel_size,
                                  child.stride, child.padding, child.dilation, child.groups,
                                  child.bias is not None, child.padding_mode)
                 conv.load_state_dict(child.state_dict())
                 conv.to(child.weight)
-                if child.activation:
+                if child.activation == 'relu':
                     conv = nn.Sequential(conv, nn.ReLU(inplace=True))
+                elif child.activation == 'gelu':
+                    conv = nn.Sequential(conv, nn.GELU())
                 setattr(module, name, conv)
     return model

@@ -1,0 +1,124 @@
+"""1x1 convolutions, which take nine tenths of a RepLKNet's time once its large kernels are fast."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+ACTIVATIONS = dict(relu=nn.ReLU, gelu=nn.GELU)
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """``nn.Conv2d`` with a 1x1 kernel that computes a matrix product where that is faster.
+
+    On a CPU a channels-last map is a matrix of ``N * H * W`` rows and C columns, and oneDNN's
+    product of matrices is faster than its convolution; an activation and the addition of a residual
+    are done in its epilogue. That serves inference in float32 and bfloat16. Elsewhere, and where a
+    gradient is wanted, it is ``nn.Conv2d``: in training the convolution is the faster one.
+
+    Args:
+        in_channels (int): Input channels.
+        out_channels (int): Output channels.
+        kernel_size (int): 1.
+        stride (int): 1.
+        padding (int): 0.
+        groups (int): 1.
+        bias (bool): Whether there is a bias. Defaults to True.
+        activation (str, optional): 'relu' or 'gelu' (exact) behind it; an attribute that may be set
+            later. Defaults to None.
+
+    Raises:
+        ValueError: If it would not be a dense 1x1 convolution, or activation is unknown.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1,
+                 padding: int = 0, groups: int = 1, bias: bool = True,
+                 activation: str | None = None):
+        if (kernel_size, stride, padding, groups) != (1, 1, 0, 1):
+            raise ValueError('PointwiseConv2d is a dense 1x1 convolution, not one with '
+                             f'{kernel_size=}, {stride=}, {padding=}, {groups=}')
+        if activation not in (None, *ACTIVATIONS):
+            raise ValueError(f'activation must be None or one of {", ".join(ACTIVATIONS)}, not '
+                             f'{activation!r}')
+        super().__init__(in_channels, out_channels, 1, bias=bias)
+        self.activation = activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``.
+
+        Args:
+            x (Tensor): The map.
+            residual (Tensor, optional): Added to the result, behind the activation. Shaped like it.
+                Defaults to None.
+
+        Returns:
+            Tensor: In the memory format of x.
+        """
+        if _fuses(x, self.weight, self.bias, residual):
+            return self._fused(x, residual)
+        out = super().forward(x)
+        if self.activation is not None:
+            out = F.relu(out) if self.activation == 'relu' else F.gelu(out)
+        return out if residual is None else residual + out
+
+    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        rows, weight = _rows(x), self.weight[:, :, 0, 0]
+        linear = torch.ops.mkldnn._linear_pointwise
+        if residual is not None and self.activation is None:
+            out = linear.binary(rows, _rows(residual), weight, self.bias, 'add')
+            residual = None
+        else:
+            # Not 'relu': oneDNN's makes 0 of NaN.
+            gelu = self.activation == 'gelu'
+            out = linear(rows, weight, self.bias, 'gelu' if gelu else 'none', [], 'none')
+            if self.activation == 'relu':
+                out.relu_()
+        out = out.view(*x.permute(0, 2, 3, 1).shape[:3], -1).permute(0, 3, 1, 2)
+        return out if residual is None else residual + out
+
+    def extra_repr(self) -> str:
+        """``nn.Conv2d``'s, and the activation."""
+        return super().extra_repr() + (f', activation={self.activation}' if self.activation else '')
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def faster_channels_last(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether a network is to compute in channels-last maps although x, its input, is not one.
+
+    On a CPU it is in inference, for the sake of :class:`PointwiseConv2d`; in training the layouts
+    are level. Only maps matter: the weight of a 1x1 convolution is the same in both.
+
+    Args:
+        x (Tensor): Images ``(N, C, H, W)``.
+        conv (nn.Conv2d): One of the network's 1x1 convolutions.
+    """
+    return (isinstance(conv, PointwiseConv2d) and x.dim() == 4 and _runs_products(x)
+            and not torch.is_grad_enabled()
+            and not x.is_contiguous(memory_format=torch.channels_last))
+
+
+def _fuses(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> bool:
+    """Whether oneDNN's product of matrices can serve."""
+    tensors = [t for t in (x, weight, bias, residual) if t is not None]
+    return (_runs_products(x) and all(_are_rows(t) for t in (x, residual) if t is not None)
+            and all(t.dtype == x.dtype and type(t) in (Tensor, nn.Parameter) for t in tensors)
+            and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)))
+
+
+def _are_rows(x: Tensor) -> bool:
+    """Whether x is a map whose pixels lie in memory one after the other, each with its channels."""
+    return (x.dim() == 4 and x.numel() > 0 and x.is_contiguous(memory_format=torch.channels_last)
+            and x.shape[1] > 1)  # with one channel the formats are the same
+
+
+def _runs_products(x: Tensor) -> bool:
+    """Whether products of oneDNN may stand for convolutions of x."""
+    return (x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16)
+            and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+            and not torch.is_autocast_enabled('cpu')
+            # What reads or rewrites the network, such as an exporter, is to find a convolution.
+            and not torch.jit.is_tracing() and not torch.compiler.is_compiling()
+            and _get_current_dispatch_mode() is None)
