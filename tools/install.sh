@@ -3,30 +3,40 @@
 #
 #   bash tools/install.sh              everything but mmcv's compiled operators: minutes
 #   bash tools/install.sh --with-ops   with them (detection and the tests need them): built once,
-#                                      about 25 minutes on two cores, then kept in a cache
+#                                      a few minutes on two cores, then kept in a cache
+#   bash tools/install.sh --set openmmlab [--with-ops]
+#                                      OpenMMLab's original packages instead of the maintained ones,
+#                                      from requirements/openmmlab.txt, into .venv-openmmlab
 #
 # A second run changes nothing; an interrupted one can be repeated and goes on where it was, the
 # operator build included. PYTHON names the interpreter for a new .venv (3.10 to 3.12),
 # MMREPLK_CACHE the folder of built wheels (default: mmreplk in the user's cache folder).
 set -euo pipefail
 
-usage() { sed -n '2,12s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "$0"; }
 die() { echo "install.sh: error: $*" >&2; exit 1; }
 step() { echo "[install] $*"; }
 
-with_ops=0
-for arg in "$@"; do
-    case "$arg" in
+with_ops=0 set=onedl
+while [ $# -gt 0 ]; do
+    case "$1" in
         --with-ops) with_ops=1 ;;
+        --set) set=${2:-}; shift ;;
         -h | --help) usage; exit 0 ;;
-        *) usage >&2; die "unknown argument '$arg'" ;;
+        *) usage >&2; die "unknown argument '$1'" ;;
     esac
+    shift || break
 done
+case "$set" in
+    onedl) venv=.venv mmcv_name=onedl-mmcv ;;
+    openmmlab) venv=.venv-openmmlab mmcv_name=mmcv ;;
+    *) die "--set must be onedl or openmmlab, not '$set'" ;;
+esac
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
-requirements=requirements/onedl.txt
-venv=$root/.venv
+requirements=requirements/$set.txt
+venv=$root/$venv
 cache=${MMREPLK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmreplk}
 
 lock() { # FILE: wait for another run of this script that works on the same thing
@@ -52,7 +62,7 @@ find_python() {
 
 pinned() { sed -n "s/^$1==\([^ ]*\).*/\1/p" "$requirements"; }
 
-lock "$root/.venv.lock"
+lock "$venv.lock"
 
 # --- Nothing to do? -------------------------------------------------------------------------------
 stamp=$venv/.mmreplk-installed
@@ -71,10 +81,10 @@ fi
 # --- Environment and torch ------------------------------------------------------------------------
 if ! "$py" -m pip --version >/dev/null 2>&1; then
     python=$(find_python)
-    step "making .venv with $("$python" --version)"
+    step "making $(basename "$venv") with $("$python" --version)"
     "$python" -m venv "$venv"
 fi
-supported "$py" || die ".venv has $("$py" --version), which is not 3.10 to 3.12; remove .venv and run this again"
+supported "$py" || die "$venv has $("$py" --version), which is not 3.10 to 3.12; remove it and run this again"
 pip() { "$py" -m pip --disable-pip-version-check "$@"; }
 
 # A package whose installation was cut off has metadata without a list of files: pip would take it
@@ -96,7 +106,7 @@ done
 pip install -q --progress-bar on "${build_needs[@]}"
 
 # --- mmcv -----------------------------------------------------------------------------------------
-mmcv=$(pinned onedl-mmcv)
+mmcv=$(pinned $mmcv_name)
 tag=$("$py" -c 'import platform, sys; print(f"cp{sys.version_info[0]}{sys.version_info[1]}-{platform.machine()}")')
 torch=$("$py" -c 'import torch; print(torch.__version__)')
 
@@ -104,7 +114,7 @@ unpack_mmcv() { # DIR: the source tree of mmcv, in DIR/src
     [ ! -d "$1/src" ] || return 0
     rm -rf "$1/sdist" "$1/unpacked"
     # Isolated from .venv: this only reads the metadata.
-    pip download -q --no-deps --no-binary onedl-mmcv -d "$1/sdist" "onedl-mmcv==$mmcv"
+    pip download -q --no-deps --no-binary "$mmcv_name" -d "$1/sdist" "$mmcv_name==$mmcv"
     mkdir -p "$1/unpacked"
     tar -xf "$1"/sdist/*.tar.gz -C "$1/unpacked"
     mv "$1"/unpacked/* "$1/src"
@@ -115,12 +125,15 @@ unpack_mmcv() { # DIR: the source tree of mmcv, in DIR/src
 # does not take the precompiled header, or not with its own flags, goes on with the header itself.
 precompile_headers() { # DIR FLAG...: torch's headers in DIR
     local header=$1/torch_types.h flags
+    # One that is there is of a run that was cut off: written anew, all that was built would be old.
+    [ ! -f "$header.gch" ] || return 0
     mkdir -p "$1"
     echo '#include <torch/types.h>' >"$header"
     mapfile -t flags < <("$py" -c 'from torch.utils.cpp_extension import include_paths
 print(*("-I" + path for path in include_paths()), sep="\n")')
     flags+=("${@:2}" -fPIC -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext -w)
-    "${CXX:-c++}" "${flags[@]}" -x c++-header "$header" -o "$header.gch" &&
+    "${CXX:-c++}" "${flags[@]}" -x c++-header "$header" -o "$header.part" &&
+        mv "$header.part" "$header.gch" &&
         "${CXX:-c++}" "${flags[@]}" -include "$header" -x c++ -c /dev/null -o /dev/null ||
         rm -f "$header.gch"
 }
@@ -203,7 +216,7 @@ else
     fi
 fi
 has_ops() { "$py" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("mmcv._ext") is None)' 2>/dev/null; }
-if [ "$("$py" -c 'from importlib.metadata import version; print(version("onedl-mmcv"))' 2>/dev/null)" != "$mmcv" ] ||
+if [ "$("$py" -c 'from importlib.metadata import version; print(version("'$mmcv_name'"))' 2>/dev/null)" != "$mmcv" ] ||
     { [ "$mmcv_dir" = "$ops_dir" ] && ! has_ops; }; then
     step "installing $(basename "$mmcv_dir")"
     pip install -q --no-deps --force-reinstall "$mmcv_dir"/*.whl
@@ -217,7 +230,7 @@ pip install -q --no-deps --no-build-isolation -e .
 if [ $with_ops = 1 ]; then
     "$py" -c 'import torch, mmcv._ext' || die "mmcv._ext does not import; remove $ops_dir and run this again"
 fi
-"$py" -c 'import mmseg, mmpretrain, mmreplk' >/dev/null || die "the installation does not import; remove .venv and run this again"
+"$py" -c 'import mmseg, mmpretrain, mmreplk' >/dev/null || die "the installation does not import; remove $venv and run this again"
 step "$("$py" -c 'from mmreplk.ops import native; print("CPU kernels:", native.available()[1])')"
 echo "$wanted" >"$stamp"
-step "done: $(du -sh "$venv" | cut -f1) in .venv"
+step "done: $(du -sh "$venv" | cut -f1) in $(basename "$venv")"

@@ -1,11 +1,19 @@
 #!/usr/bin/env bash
 # Install what the tests need, lint, and run the suite. With arguments, they go to one pytest run
 # instead: bash tools/run_tests.sh tests/test_models -k deploy
+# With --set openmmlab first, all of it on OpenMMLab's original packages.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
-bash tools/install.sh --with-ops
-py=$root/.venv/bin/python
+set=onedl
+if [ "${1:-}" = --set ]; then
+    set=${2:-}
+    shift 2
+fi
+bash tools/install.sh --set "$set" --with-ops
+venv=.venv
+[ "$set" = onedl ] || venv=.venv-$set
+py=$root/$venv/bin/python
 
 if [ $# -gt 0 ]; then
     exec "$py" -m pytest "$@"
