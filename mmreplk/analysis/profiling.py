@@ -12,6 +12,7 @@ TIME_KINDS = (DEPTHWISE, POINTWISE, OTHER, REST)
 # stands before it. All of ours are depth-wise by definition.
 _CONVOLUTIONS = {'aten::convolution': 1, 'aten::convolution_backward': 2}
 _OURS = 'mmreplk::dwconv2d'
+_OURS_1X1 = 'mkldnn::_linear_pointwise'  # see mmreplk.models.pointwise
 _PRODUCTS = {f'aten::{name}' for name in (
     'linear', 'matmul', 'mm', 'bmm', 'addmm', 'baddbmm', 'einsum', 'scaled_dot_product_attention')}
 
@@ -91,6 +92,8 @@ def sum_by_kind(events: Iterable, device_type: str) -> dict[str, float]:
 def _kind_of(event) -> str | None:
     if event.name.startswith(_OURS):
         return DEPTHWISE
+    if event.name.startswith(_OURS_1X1):
+        return POINTWISE
     if event.name in _PRODUCTS:
         return OTHER
     place = _CONVOLUTIONS.get(event.name)
