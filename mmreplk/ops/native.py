@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .native_guard import backward_cells, forward_cells
 from .native_plan import Tiles, direct_cost, fft_tiles
 from .problem import Problem
 
@@ -178,10 +179,11 @@ def _call(problem: Problem, isa: int, like: Problem | None = None) -> _Call:
     # Where there is none, one whose plan fails.
     tiles = fft_tiles(like or problem, width) or Tiles((0, 0), (1, 1), 1, math.inf)
     geometry = struct.pack(
-        '19q', problem.channels_last, problem.batch, problem.channels, problem.height,
+        '23q', problem.channels_last, problem.batch, problem.channels, problem.height,
         problem.width, problem.multiplier, *problem.kernel, problem.padding[0], problem.padding[2],
         *problem.dilation, *problem.out_size, *tiles.points, *tiles.outputs,
-        problem.relu)
+        problem.relu, *((0, 0, 0, 0) if math.isinf(tiles.cost) else (
+            *forward_cells(problem, tiles), *backward_cells(like or problem, tiles))))
     groups = -(-problem.out_channels // width)
     frequencies = tiles.points[1] // 2 + 1
     rows = direct_cost(problem, 'forward', width).rows

@@ -18,6 +18,9 @@ struct geometry {
   // FFT kernels: points of the transform, down and right, and outputs of one tile.
   int64_t points_h, points_w, tile_h, tile_w;
   int64_t relu;  // forward: whether y is max(0, the above) instead; NaN stays NaN
+  // FFT kernels, see fft_guard.inc.c: the cells of a tile's input and, for FFT_BACKWARD, of its output
+  // gradient. 0: none are needed, each output sees all of a tile; -1: none serve.
+  int64_t cell_h, cell_w, back_h, back_w;
 };
 
 struct work {
