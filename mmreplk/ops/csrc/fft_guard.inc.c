@@ -16,11 +16,17 @@ static inline struct cells cells_of(int64_t count, int64_t dil, int64_t size) {
   struct cells c = {count, dil, size, min64(dil, count), max64(1, ceil_div(count, dil) / size)};
   return c;
 }
+// Without dilation, the usual case, not a division more than it takes: rows are short.
 static inline int64_t cells_in(const struct cells *c, int64_t phase, int64_t *pixels) {
+  if (c->dil == 1) {
+    *pixels = c->count;
+    return c->each;
+  }
   *pixels = (c->count - phase + c->dil - 1) / c->dil;
   return max64(1, *pixels / c->size);
 }
 static inline int64_t cell_of(const struct cells *c, int64_t i) {
+  if (c->dil == 1) return min64((int32_t)i / (int32_t)c->size, c->each - 1);
   int64_t pixels, phase = i % c->dil, cells = cells_in(c, phase, &pixels);
   return phase * c->each + min64(i / c->dil / c->size, cells - 1);
 }
@@ -39,24 +45,40 @@ static struct guard guard_of(int64_t rows, int64_t columns, int64_t dil_h, int64
   return s;
 }
 
+// Points of a pair of rows, `step` floats from one to the next.
+INLINE void add_run(const float *p, int64_t count, int64_t step, vf *re, vf *im) {
+  vf a = *re, b = *im, c = zero(), d = zero();
+  int64_t q = 0;
+  for (; q + 2 <= count; q += 2, p += 2 * step) {
+    vf r = load(p), i = load(p + VF), s = load(p + step), t = load(p + step + VF);
+    a += r * r, b += i * i, c += s * s, d += t * t;
+  }
+  if (q < count) a += load(p) * load(p), b += load(p + VF) * load(p + VF);
+  *re = a + c, *im = b + d;
+}
+
 // Adds the squares of a pair of rows, t and t + 1; without a second one its points are 0.
 static void add_squares(const struct guard *s, int64_t t, int two, const struct arc *a, const float *z) {
   const struct cells *c = &s->across;
-  int64_t wide = all_cells(c);
+  int64_t wide = all_cells(c), before = a->n - a->at;  // points before the arc passes the end
   float *first = s->squares + cell_of(&s->down, t) * wide * VF;
   float *second = s->squares + cell_of(&s->down, t + two) * wide * VF;
   for (int64_t phase = 0; phase < c->phases; phase++) {
     int64_t pixels, cells = cells_in(c, phase, &pixels);
     for (int64_t k = 0; k < cells; k++) {
-      int64_t end = k + 1 < cells ? (k + 1) * c->size : pixels;
+      int64_t q = k * c->size, end = k + 1 < cells ? q + c->size : pixels;
+      int64_t j = phase + q * c->dil, cut = end;
+      if (phase + end * c->dil > before) cut = max64(q, min64(end, ceil_div(before - phase, c->dil)));
       vf re = zero(), im = zero();
-      for (int64_t q = k * c->size; q < end; q++) {
-        const float *p = z + on_circle(a, phase + q * c->dil) * POINT;
-        re += load(p) * load(p), im += load(p + VF) * load(p + VF);
-      }
-      int64_t at = (phase * c->each + k) * VF;
-      store(first + at, load(first + at) + re);
-      store(second + at, load(second + at) + im);
+      add_run(z + (a->at + j) * POINT, cut - q, c->dil * POINT, &re, &im);
+      if (cut < end)
+        add_run(z + (phase + cut * c->dil - before) * POINT, end - cut, c->dil * POINT, &re, &im);
+      float *to = first + (phase * c->each + k) * VF;
+      if (first == second) re += im;
+      store(to, load(to) + re);
+      if (first == second) continue;
+      to = second + (phase * c->each + k) * VF;
+      store(to, load(to) + im);
     }
   }
 }
