@@ -1,4 +1,4 @@
-"""Cells in which the FFT kernels look for contrast (csrc/fft_guard.inc.c): pure functions of shapes.
+"""Cells in which the FFT looks for contrast (csrc/fft_guard.inc.c): pure functions of shapes.
 
 An axis of a tile is cut, apart for each phase of the dilation, into runs of some size; the last run
 takes what is left. The larger the cells, the cheaper they are, and the rarer it is that one of them
