@@ -93,7 +93,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, ba
 def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tensor:
     """Run 'fft' or 'direct'."""
     if not _compiled(problem)[0]:
-        return fft.weight_grad(x, grad, problem)
+        return fft_mend.mend_weight_grad(fft.weight_grad(x, grad, problem), x, grad, problem)
     run = native.direct_weight_grad if backend == 'direct' else native.fft_weight_grad
     out, room = None, {}
     for piece in _pieces(problem, False, x, grad):
@@ -118,7 +118,7 @@ def one_backward(problems: tuple[Problem, ...], backend: str) -> bool:
     """
     first = problems[0]
     if (backend.removesuffix('?') not in ('auto', 'fft') or not _compiled(first)[0]
-            or not native.fft_supports(first)[0] or first.multiplier != 1):
+            or not native.backward_supports(first) or first.multiplier != 1):
         return False
     for other in problems[1:]:
         if not _within(other, first):
@@ -161,7 +161,7 @@ def _within(small: Problem, large: Problem) -> bool:
 
 def backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tensor],
              problems: Sequence[Problem]) -> list[Tensor] | None:
-    """Both gradients in one pass, see native.fft_backward; None if NaN or Inf keep it from that."""
+    """Both gradients in one pass, None if native.fft_backward cannot."""
     first, out, room = problems[0], None, {}
     for piece in _pieces(first, False, x, *grads):
         size = dict(batch=piece.problem.batch, channels=piece.problem.channels)

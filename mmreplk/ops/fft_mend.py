@@ -43,6 +43,44 @@ def mend(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, problem: P
     return out
 
 
+def mend_weight_grad(out: Tensor, x: Tensor, grad: Tensor, problem: Problem) -> Tensor:
+    """Where NaN or Inf have spread over all taps of a channel, sum up each tap alone, in place.
+
+    Args:
+        out (Tensor): ``(C * M, 1, Kh, Kw)``, what fft.weight_grad gave for the other arguments.
+        x (Tensor): As of fft.weight_grad.
+        grad (Tensor): As of fft.weight_grad.
+        problem (Problem): As of fft.weight_grad.
+
+    Returns:
+        Tensor: ``out``.
+    """
+    broken = (~torch.isfinite(out)).flatten(1).any(1).nonzero().flatten()
+    if not len(broken):
+        return out
+    x, grad = _wide(x[:, broken // problem.multiplier]), _wide(grad[:, broken])
+    taps = out.new_zeros(len(broken), *problem.kernel)
+    axes = [list(_met_taps(size, outs, kernel, before, dilation))
+            for size, outs, kernel, before, dilation in zip(
+                (problem.height, problem.width), problem.out_size, problem.kernel,
+                problem.padding[::2], problem.dilation, strict=True)]
+    for u, inputs, outputs in axes[0]:
+        for v, left_inputs, left_outputs in axes[1]:
+            product = x[:, :, inputs, left_inputs] * grad[:, :, outputs, left_outputs]
+            taps[:, u, v] = product.sum((0, 2, 3))
+    out[broken, 0] = taps
+    return out
+
+
+def _met_taps(size: int, outs: int, kernel: int, before: int, dilation: int):
+    """Taps of an axis that meet the map, the inputs that they meet, and for which outputs."""
+    for u in range(kernel):
+        shift = u * dilation - before
+        low, high = max(0, -shift), min(outs, size - shift)
+        if low < high:
+            yield u, slice(low + shift, high + shift), slice(low, high)
+
+
 def _plane(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
     top, bottom, left, right = problem.padding
     x = F.pad(x[None, None], (left, right, top, bottom))

@@ -141,7 +141,8 @@ def fft_backward(x: Tensor, branches: list[tuple[Tensor, Tensor, Problem]],
 
     Returns:
         tuple[Tensor, list[Tensor]]: Of the input, the sum over the branches, and of the weights;
-        None if there are NaN or Inf, with which this kernel cannot cope.
+        None if there are NaN or Inf, or gradients far below others, with which this kernel
+        cannot cope.
     """
     first = branches[0][2]
     calls = [_call(problem, isa, first) for _, _, problem in branches]
@@ -153,6 +154,12 @@ def fft_backward(x: Tensor, branches: list[tuple[Tensor, Tensor, Problem]],
         *((call.geometry, weight.data_ptr(), grad.data_ptr(), out.data_ptr())
           for call, (weight, grad, _), out in zip(calls, branches, grads, strict=True)))
     return (grad_x, grads) if finite else None
+
+
+def backward_supports(problem: Problem) -> bool:
+    """Whether `fft_backward` can tell that a gradient would drown in the error of huge others."""
+    tiles = fft_tiles(problem, lanes())
+    return tiles is not None and min(backward_cells(problem, tiles)) >= 0
 
 
 class _Call(NamedTuple):

@@ -91,7 +91,8 @@ def _largest(windows: list[list[tuple[int, int, int]]], dilation: int) -> tuple[
     """The largest size of cells of which every window, in one of its parts, holds a whole one."""
     # A window of several parts counts with its longest.
     size = min(max((last - first) // dilation + 1 for _, first, last in parts) for parts in windows)
-    whole = all(len(parts) == 1 and parts[0][2] - parts[0][1] + 1 == parts[0][0]
+    # Between the taps of a dilated kernel lie pixels that the output does not see.
+    whole = all(len(parts) == 1 and (parts[0][2] - parts[0][1]) // dilation + 1 == parts[0][0]
                 for parts in windows)
     while size > 1 and not all(any(_holds(size, dilation, *part) for part in parts)
                                for parts in windows):

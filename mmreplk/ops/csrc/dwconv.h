@@ -35,7 +35,7 @@ struct work {
   // Both gradients in one (FFT_BACKWARD; y is the weights' then, multiplier is 1):
   float *gx;                  // gradient of the input, 0 before
   const struct work *second;  // another kernel on the same input, with its own w, gy and y, or NULL
-  atomic_int *broken;         // set to 1 if gx has met NaN or Inf and is wrong
+  atomic_int *broken;         // set to 1 if gx is wrong: NaN, Inf, or contrast (fft_guard.inc.c)
 };
 
 // A kernel is three functions of the work: how many independent items there are, how many bytes
