@@ -30,16 +30,25 @@ def mend(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, problem: P
     Returns:
         Tensor: ``out``.
     """
+    # Every point of a transform depends on every input, so one point of a plane tells for all.
+    broken = ~torch.isfinite(out[:, :, 0, 0])
     doubtful = _doubtful(x, problem)
     if doubtful is not None:
         for n in doubtful.any(1).nonzero().flatten().tolist():
             _again(out[n], x[n], weight, bias, problem, doubtful[n].nonzero().flatten())
-    # Every point of a transform depends on every input, so one point of a plane tells for all.
-    broken = ~torch.isfinite(out[:, :, 0, 0])
     if broken.any():
-        for n, c in broken.nonzero().tolist():
-            out[n, c] = _plane(x[n, c // problem.multiplier], weight[c:c + 1],
-                               None if bias is None else bias[c:c + 1], problem)
+        images, outputs = broken.nonzero().unbind(1)
+        planes = _wide(x[images, outputs // problem.multiplier])
+        taps = _wide(weight[outputs])
+        total = planes.new_zeros(len(images), *problem.out_size)
+        # Not as a padded convolution: an infinite weight times a 0 beside the map is NaN.
+        for u, rows, to_rows in _met_taps(problem, 0):
+            for v, columns, to_columns in _met_taps(problem, 1):
+                total[:, to_rows, to_columns] += planes[:, rows, columns] * taps[:, 0, u, v, None,
+                                                                                 None]
+        if bias is not None:
+            total += _wide(bias[outputs, None, None])
+        out[images, outputs] = total.to(out.dtype)
     return out
 
 
@@ -60,31 +69,22 @@ def mend_weight_grad(out: Tensor, x: Tensor, grad: Tensor, problem: Problem) -> 
         return out
     x, grad = _wide(x[:, broken // problem.multiplier]), _wide(grad[:, broken])
     taps = out.new_zeros(len(broken), *problem.kernel)
-    axes = [list(_met_taps(size, outs, kernel, before, dilation))
-            for size, outs, kernel, before, dilation in zip(
-                (problem.height, problem.width), problem.out_size, problem.kernel,
-                problem.padding[::2], problem.dilation, strict=True)]
-    for u, inputs, outputs in axes[0]:
-        for v, left_inputs, left_outputs in axes[1]:
+    for u, inputs, outputs in _met_taps(problem, 0):
+        for v, left_inputs, left_outputs in _met_taps(problem, 1):
             product = x[:, :, inputs, left_inputs] * grad[:, :, outputs, left_outputs]
             taps[:, u, v] = product.sum((0, 2, 3))
     out[broken, 0] = taps
     return out
 
 
-def _met_taps(size: int, outs: int, kernel: int, before: int, dilation: int):
+def _met_taps(problem: Problem, axis: int):
     """Taps of an axis that meet the map, the inputs that they meet, and for which outputs."""
-    for u in range(kernel):
-        shift = u * dilation - before
+    size, outs = (problem.height, problem.width)[axis], problem.out_size[axis]
+    for u in range(problem.kernel[axis]):
+        shift = u * problem.dilation[axis] - problem.padding[2 * axis]
         low, high = max(0, -shift), min(outs, size - shift)
         if low < high:
             yield u, slice(low + shift, high + shift), slice(low, high)
-
-
-def _plane(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
-    top, bottom, left, right = problem.padding
-    x = F.pad(x[None, None], (left, right, top, bottom))
-    return F.conv2d(x, weight, bias, dilation=problem.dilation)[0, 0]
 
 
 def _doubtful(x: Tensor, problem: Problem) -> Tensor | None:

@@ -19,7 +19,7 @@ def check(case, fill=None):
 
 @attack(110, case=cases())
 def test_any_geometry_layout_and_dtype(case):
-    """Forward and all gradients; nothing beside a view is read, which NaN would tell, or written."""
+    """Forward and all gradients; nothing beside a view is read (NaN would tell) or written."""
     check(case)
 
 
