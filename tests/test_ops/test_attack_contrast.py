@@ -75,20 +75,20 @@ contrasts = st.sampled_from([10.0, 3e2, 2e3, 5e3, 1e5, 1e6, 1e12, 1e20])
 kinds = st.sampled_from(['pixel', 'corners', 'slope', 'zeros'])
 
 
-@attack(120, case=cases(backends=('fft', ), dtypes=(torch.float32, torch.float64), longest=45),
+@attack(400, case=cases(backends=('fft', ), dtypes=(torch.float32, torch.float64), longest=45),
         contrast=contrasts, kind=kinds)
 def test_outputs_that_see_small_inputs_alone(case, contrast, kind):
     """Right in proportion to what they see, 10 to 1e20 times below the rest; 0 where that is 0."""
     check(case, contrast, kind)
 
 
-@attack(25, case=cases(backends=('fft', ), dtypes=(torch.float16, torch.bfloat16)),
+@attack(100, case=cases(backends=('fft', ), dtypes=(torch.float16, torch.bfloat16)),
         contrast=st.sampled_from([10.0, 3e2, 3e3]), kind=kinds)
 def test_of_16_bits(case, contrast, kind):
     check(case, contrast, kind, 1 / contrast)  # no sum overflows
 
 
-@attack(25, case=cases(backends=('fft', ), dtypes=(torch.float32, ), multipliers=(1, )),
+@attack(100, case=cases(backends=('fft', ), dtypes=(torch.float32, ), multipliers=(1, )),
         contrast=contrasts, kind=kinds)
 def test_through_torch_fft(case, contrast, kind):
     """Without the compiled kernels."""
@@ -172,7 +172,7 @@ def test_both_gradients_in_one_pass_decline(kind, monkeypatch):
     assert [answer is None for answer in answers] == [False, True]
 
 
-@attack(60, case=cases(backends=('fft', ), longest=60))
+@attack(200, case=cases(backends=('fft', ), longest=60))
 def test_every_output_sees_a_whole_cell(case):
     """What native_guard.py promises to the kernels, counted pixel by pixel."""
     from mmreplk.ops.native_plan import Tiles

@@ -37,7 +37,7 @@ class Canaries:
 
 
 @needs_kernels
-@attack(80, case=cases(backends=('fft', ), dtypes=(torch.float32, ), longest=40))
+@attack(300, case=cases(backends=('fft', ), dtypes=(torch.float32, ), longest=40))
 def test_native_kernels_write_their_outputs_alone(case):
     """All kernels of all instruction sets, called in the middle of a larger buffer."""
     x, weight, bias, grad, _ = parts(case._replace(layouts=('dense', 'dense')))
@@ -76,7 +76,7 @@ def test_native_kernels_write_their_outputs_alone(case):
             of_weight.check(both[1][0])
 
 
-@attack(40, case=cases())
+@attack(150, case=cases())
 def test_fresh_memory_is_never_read(case):
     """PyTorch hands out memory full of NaN, in which nothing changes."""
     x, weight, bias, grad, _ = parts(case)

@@ -17,17 +17,19 @@ def check(case, fill=None):
     within(actual, direct(case, *tensors), bounds(case, *tensors))
 
 
-@attack(110, case=cases())
+@attack(400, case=cases())
 def test_any_geometry_layout_and_dtype(case):
     """Forward and all gradients; nothing beside a view is read (NaN would tell) or written."""
     check(case)
 
 
-@attack(50, case=cases(backends=('fft', 'direct'), dtypes=(torch.float32, torch.float64)),
+@attack(200, case=cases(backends=('fft', 'direct'), dtypes=(torch.float32, torch.float64)),
         powers=st.tuples(*[st.integers(-30, 30)] * 2), spread=st.sampled_from([0, 0, 3, 10]))
 def test_any_magnitude(case, powers, spread):
     """Inputs, weights and gradients from 1e-30 to 1e30, alike or of all sizes at once."""
-    powers = dict(x=powers[0], weight=min(powers[1], 30 - powers[0]), grad=-powers[1] // 2)
+    # No product overflows.
+    powers = dict(x=powers[0], weight=max(-30 - powers[0], min(powers[1], 30 - powers[0])))
+    powers['grad'] = -(min(powers.values()) + max(powers.values())) // 2
     powers['bias'] = powers['x'] + powers['weight']
 
     def fill(normal, what, generator):
@@ -37,7 +39,7 @@ def test_any_magnitude(case, powers, spread):
     check(case, fill)
 
 
-@attack(40, case=cases(dtypes=(torch.float32, torch.float16)))
+@attack(150, case=cases(dtypes=(torch.float32, torch.float16)))
 def test_denormals(case):
     """Below the smallest normal number, neither lost nor raised."""
     tiny = torch.finfo(case.dtype).tiny
@@ -48,7 +50,7 @@ def test_denormals(case):
     check(case, fill)
 
 
-@attack(40, case=cases(symmetric=True), stride=st.sampled_from([1, 2, (1, 3)]),
+@attack(200, case=cases(symmetric=True), stride=st.sampled_from([1, 2, (1, 3)]),
         relu=st.booleans())
 def test_public_function(case, stride, relu):
     """With strides and an activation, in inference; those backends refuse by name go to `auto`."""
@@ -56,6 +58,8 @@ def test_public_function(case, stride, relu):
     padding, activation = case.padding[::2], 'relu' if relu else None
     arguments = x, weight, bias, stride, padding, case.dilation
     backend = case.backend if stride == 1 else 'auto'
+    if stride != 1 and case.dtype.itemsize == 2:
+        return  # see the note on 16 bits in attack_cases.py
     with torch.no_grad():
         out = large_kernel_dwconv2d(*arguments, activation=activation, backend=backend)
     dense = case._replace(backend=backend)

@@ -17,7 +17,7 @@ def spread_alike(actual, right):
             assert b is None or torch.equal(kind(a), kind(b)), f'{name}: {kind.__name__}'
 
 
-@attack(100, case=cases(backends=('fft', 'fft', 'direct'), longest=24),
+@attack(400, case=cases(backends=('fft', 'fft', 'direct'), longest=24),
         places=st.lists(st.tuples(st.sampled_from(['x', 'weight', 'bias', 'grad']),
                                   st.sampled_from(BAD), st.integers(0, 2**31)),
                         min_size=1, max_size=4))
@@ -40,7 +40,7 @@ def test_nan_and_inf_spread_as_in_a_direct_sum(case, places):
             assert bool(((a.double() - b).abs()[fine] <= allowed[fine]).all())
 
 
-@attack(25, case=cases(backends=('fft', 'direct'), dtypes=(torch.float32, ), longest=24))
+@attack(100, case=cases(backends=('fft', 'direct'), dtypes=(torch.float32, ), longest=24))
 def test_sums_that_overflow(case):
     """Products near the largest number: Inf where a sum passes it, no NaN where none does."""
     def fill(normal, what, generator):
