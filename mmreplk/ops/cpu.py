@@ -1,5 +1,6 @@
 """The CPU path: compiled kernels (native.py), ``torch.fft``, or oneDNN, by estimated time."""
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import cpu_costs, fft, native
+from . import cpu_costs, fft, fft_mend, native
 from .problem import Problem
 
 # Bytes of float32 copies and of spectra that are not kept; the compiled kernels' own scratch comes
@@ -60,7 +61,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, ba
     """
     if not _compiled(problem)[0]:
         spectrum = _kept.get(weight, problem, fft.spectrum_of_weight) if keep else None
-        out = _mend(fft.forward(x, weight, bias, problem, spectrum), x, weight, bias, problem)
+        out = fft.forward(x, weight, bias, problem, spectrum)
+        out = fft_mend.mend(out, x, weight, bias, problem)
         return out.relu_() if problem.relu else out
     taps = _wide(weight).contiguous()
     bias = None if bias is None else bias.float().contiguous()
@@ -91,7 +93,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, ba
 def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tensor:
     """Run 'fft' or 'direct'."""
     if not _compiled(problem)[0]:
-        return fft.weight_grad(x, grad, problem)
+        return fft_mend.mend_weight_grad(fft.weight_grad(x, grad, problem), x, grad, problem)
     run = native.direct_weight_grad if backend == 'direct' else native.fft_weight_grad
     out, room = None, {}
     for piece in _pieces(problem, False, x, grad):
@@ -116,7 +118,7 @@ def one_backward(problems: tuple[Problem, ...], backend: str) -> bool:
     """
     first = problems[0]
     if (backend.removesuffix('?') not in ('auto', 'fft') or not _compiled(first)[0]
-            or not native.fft_supports(first)[0] or first.multiplier != 1):
+            or not native.backward_supports(first) or first.multiplier != 1):
         return False
     for other in problems[1:]:
         if not _within(other, first):
@@ -159,7 +161,7 @@ def _within(small: Problem, large: Problem) -> bool:
 
 def backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tensor],
              problems: Sequence[Problem]) -> list[Tensor] | None:
-    """Both gradients in one pass, see native.fft_backward; None if NaN or Inf keep it from that."""
+    """Both gradients in one pass, None if native.fft_backward cannot."""
     first, out, room = problems[0], None, {}
     for piece in _pieces(first, False, x, *grads):
         size = dict(batch=piece.problem.batch, channels=piece.problem.channels)
@@ -247,24 +249,6 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _mend(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) -> Tensor:
-    """Recompute by PyTorch the planes that a NaN or Inf, once transformed, has spread over.
-
-    Every point of a transform depends on every input, so one point of a plane tells for all.
-    """
-    broken = ~torch.isfinite(out[:, :, 0, 0])
-    if not broken.any():
-        return out
-    top, bottom, left, right = problem.padding
-    for n, c in broken.nonzero().tolist():
-        plane = x[n:n + 1, c // problem.multiplier:c // problem.multiplier + 1]
-        plane = torch.nn.functional.pad(plane, (left, right, top, bottom))
-        out[n, c] = torch.nn.functional.conv2d(
-            plane, weight[c:c + 1], None if bias is None else bias[c:c + 1],
-            dilation=problem.dilation)[0, 0]
-    return out
-
-
 class _Entry(NamedTuple):
     weight: Tensor
     spectrum: Tensor
@@ -302,6 +286,10 @@ class KeptSpectra:
             entries[geometry] = _Entry(copy, spectrum)
         return spectrum
 
+    def forget(self) -> None:
+        """Start anew: in a forked child, where a thread that does not exist may hold the lock."""
+        self.__init__()
+
     def bytes(self) -> int:
         """Memory held."""
         with self._lock:
@@ -319,3 +307,5 @@ def _same_bits(kept: Tensor, weight: Tensor) -> bool:
 
 
 _kept = KeptSpectra()
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=lambda: _kept.forget())

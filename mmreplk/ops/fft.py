@@ -7,6 +7,12 @@ are dropped. With the distances ``s0 .. s1`` of the others, a circular product o
 into outputs that are thrown away. For "same" padding that is ``H + min(p, H-1)``; a convolution
 padded to ``H + K - 1`` would need up to twice as many a side.
 
+With u half a unit in the last place, an output errs by at most
+``u (4 + log2(points) / 4) |x| |w|``, roots of the sums of squares of the plane and of the kernel,
+where a direct sum of n products errs by ``n u sum |x w|`` over what the output sees. So a huge
+input anywhere in a plane would drown all small outputs, and NaN or Inf reach all of them:
+fft_mend.py corrects both in the convolution, and NaN and Inf in the gradient of the weights.
+
 This is the path of machines without the compiled kernels, of float64, and of ``backend='fft'`` on
 a GPU.
 """

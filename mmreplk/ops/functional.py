@@ -33,7 +33,9 @@ def large_kernel_dwconv2d(x: Tensor,
 
     Serves every input that ``F.conv2d`` serves, with the same result up to rounding. What no
     faster path covers (strides, complex numbers, other devices...) goes to PyTorch's convolution.
-    Sums are accumulated in float32, or in float64 for float64. On a GPU, float32 uses TF32 where
+    Sums are accumulated in float32, or in float64 for float64. What 'fft' may be wrong by is in
+    proportion to the largest input that an output sees, and to the kernel; that of 'direct', to the
+    products it sums up: bounds are in the README of mmreplk.ops. On a GPU, float32 uses TF32 where
     PyTorch's own switch for convolutions, ``torch.backends.cudnn.allow_tf32``, allows it.
 
     Args:

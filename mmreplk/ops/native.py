@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .native_guard import backward_cells, forward_cells
 from .native_plan import Tiles, direct_cost, fft_tiles
 from .problem import Problem
 
@@ -140,7 +141,8 @@ def fft_backward(x: Tensor, branches: list[tuple[Tensor, Tensor, Problem]],
 
     Returns:
         tuple[Tensor, list[Tensor]]: Of the input, the sum over the branches, and of the weights;
-        None if there are NaN or Inf, with which this kernel cannot cope.
+        None if there are NaN or Inf, or gradients far below others, with which this kernel
+        cannot cope.
     """
     first = branches[0][2]
     calls = [_call(problem, isa, first) for _, _, problem in branches]
@@ -152,6 +154,12 @@ def fft_backward(x: Tensor, branches: list[tuple[Tensor, Tensor, Problem]],
         *((call.geometry, weight.data_ptr(), grad.data_ptr(), out.data_ptr())
           for call, (weight, grad, _), out in zip(calls, branches, grads, strict=True)))
     return (grad_x, grads) if finite else None
+
+
+def backward_supports(problem: Problem) -> bool:
+    """Whether `fft_backward` can tell that a gradient would drown in the error of huge others."""
+    tiles = fft_tiles(problem, lanes())
+    return tiles is not None and min(backward_cells(problem, tiles)) >= 0
 
 
 class _Call(NamedTuple):
@@ -178,10 +186,11 @@ def _call(problem: Problem, isa: int, like: Problem | None = None) -> _Call:
     # Where there is none, one whose plan fails.
     tiles = fft_tiles(like or problem, width) or Tiles((0, 0), (1, 1), 1, math.inf)
     geometry = struct.pack(
-        '19q', problem.channels_last, problem.batch, problem.channels, problem.height,
+        '23q', problem.channels_last, problem.batch, problem.channels, problem.height,
         problem.width, problem.multiplier, *problem.kernel, problem.padding[0], problem.padding[2],
         *problem.dilation, *problem.out_size, *tiles.points, *tiles.outputs,
-        problem.relu)
+        problem.relu, *((0, 0, 0, 0) if math.isinf(tiles.cost) else (
+            *forward_cells(problem, tiles), *backward_cells(like or problem, tiles))))
     groups = -(-problem.out_channels // width)
     frequencies = tiles.points[1] // 2 + 1
     rows = direct_cost(problem, 'forward', width).rows

@@ -1,7 +1,13 @@
 """The one table of tolerances of the operator, and how its results are compared."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+# pytest's import mode leaves out what the tests of test_attack_*.py share, attack_cases.py.
+sys.path.insert(0, str(Path(__file__).parent))
 
 # By dtype: the largest error allowed, as a share of the reference's root mean square, and as a
 # share of each value. Sums of up to 2601 products of normal numbers; 16-bit outputs are rounded.

@@ -18,6 +18,9 @@ struct geometry {
   // FFT kernels: points of the transform, down and right, and outputs of one tile.
   int64_t points_h, points_w, tile_h, tile_w;
   int64_t relu;  // forward: whether y is max(0, the above) instead; NaN stays NaN
+  // FFT kernels, see fft_guard.inc.c: the cells of a tile's input and, for FFT_BACKWARD, of its output
+  // gradient. 0: none are needed, each output sees all of a tile; -1: none serve.
+  int64_t cell_h, cell_w, back_h, back_w;
 };
 
 struct work {
@@ -32,7 +35,7 @@ struct work {
   // Both gradients in one (FFT_BACKWARD; y is the weights' then, multiplier is 1):
   float *gx;                  // gradient of the input, 0 before
   const struct work *second;  // another kernel on the same input, with its own w, gy and y, or NULL
-  atomic_int *broken;         // set to 1 if gx has met NaN or Inf and is wrong
+  atomic_int *broken;         // set to 1 if gx is wrong: NaN, Inf, or contrast (fft_guard.inc.c)
 };
 
 // A kernel is three functions of the work: how many independent items there are, how many bytes

@@ -49,10 +49,10 @@ static inline int64_t source_room(const struct geometry *g) {
 }
 
 // A tile of a map: the spectra of its rows, at the points of `down` in the plane. The rest of the plane
-// is left as it is.
+// is left as it is. If not NULL: guard gets the squares of what was read; inputs above *limit count as 0.
 static void rows_forward(const struct plan *plan, const struct view *v, int64_t width, int64_t row,
                          int64_t column, const struct arc *down, const struct arc *across, float *z,
-                         float *plane, int64_t pitch) {
+                         float *plane, int64_t pitch, const struct guard *guard, const vf *limit) {
   for (int64_t t = 0; t < down->count; t += 2) {
     int64_t from = (row + t) * width + column;
     int64_t known = clear_rest(across, z);
@@ -62,6 +62,8 @@ static void rows_forward(const struct plan *plan, const struct view *v, int64_t 
       read_line(v, from + width, 2 * width, across, z + VF);
     else
       for (int64_t j = 0; j < across->count; j++) store(z + on_circle(across, j) * POINT + VF, zero());
+    if (guard) add_squares(guard, t, two, across, z);
+    if (limit) drop_above(across, z, *limit), drop_above(across, z + VF, *limit);
     fft(plan, z, known);
     unpack(plan, z, pitch, two, plane + on_circle(down, t) * POINT,
            plane + on_circle(down, t + two) * POINT);
@@ -133,57 +135,161 @@ static int64_t fft_items(const struct work *k) {
   const struct geometry *g = &k->g;
   return g->batch * ceil_div(g->channels * g->multiplier, VF) * tile_count(g);
 }
-static size_t fft_scratch(const struct work *k) {
-  return sizeof(float) * (size_t)(row_room(&k->g) + plane_room(&k->g) + source_room(&k->g));
+// Floats of the sums of squares of a tile of rows x columns; of the lanes in which an output is to be done again.
+static int64_t squares_room(int64_t rows, int64_t columns, const struct geometry *g, int64_t cell_h,
+                            int64_t cell_w) {
+  if (cell_h <= 0) return 0;
+  struct cells down = cells_of(rows, g->dil_h, cell_h), across = cells_of(columns, g->dil_w, cell_w);
+  return all_cells(&down) * all_cells(&across) * VF;
 }
+static int64_t again_room(const struct geometry *g) {
+  return g->cell_h ? ceil_div(g->tile_h * g->tile_w, VF) * VF : 0;
+}
+
+static size_t fft_scratch(const struct work *k) {
+  const struct geometry *g = &k->g;
+  return sizeof(float) *
+         (size_t)(row_room(g) + plane_room(g) + source_room(g) + again_room(g) +
+                  squares_room(min64(g->height, g->points_h), min64(g->width, g->points_w), g, g->cell_h,
+                               g->cell_w));
+}
+
+struct fft_tile {
+  const struct work *k;
+  int64_t group;
+  struct view in, out;
+  struct tile rows, columns;
+  struct arc down, across;
+  float *z, *plane;
+  struct source *from;
+  uint16_t *again;  // [2][outputs of a tile]
+  vf bias;
+};
+
+// From the tile's inputs, those above *limit left out, to the rows of its outputs, still transformed.
+static void fft_product(const struct fft_tile *t, const struct guard *guard, const vf *limit) {
+  const struct work *k = t->k;
+  const struct geometry *g = &k->g;
+  int64_t f = frequencies(g), n = g->points_h, pitch = pitch_of(g);
+  rows_forward(k->plan_w, &t->in, g->width, t->rows.in, t->columns.in, &t->down, &t->across, t->z, t->plane,
+               pitch, guard, limit);
+  const float *spectrum = k->spectrum + t->group * f * n * POINT;
+  for (int64_t c = 0; c < f; c++) {
+    float *column = t->plane + c * pitch * POINT;
+    int64_t known = clear_rest(&t->down, column);
+    // The spectrum is the one thing here that comes from far away: it sets out while the column is
+    // being transformed.
+    for (int64_t p = 0; p < n * POINT; p += 16) __builtin_prefetch(spectrum + c * n * POINT + p, 0, 2);
+    multiply(k->plan_h, column, known, spectrum + c * n * POINT);
+  }
+}
+
+// Reads the tile once more, without transforming it. all, rest: see mark_line().
+static void mark_tile(const struct fft_tile *t, vf limit, uint16_t *big, double *all, double *rest) {
+  for (int l = 0; l < VF; l++) all[l] = rest[l] = 0;
+  for (int64_t i = 0; i < t->rows.ins; i++) {
+    int64_t width = t->k->g.width;
+    read_line(&t->in, (t->rows.in + i) * width + t->columns.in, width, &t->across, t->z);
+    mark_line(&t->across, t->z, limit, big + i * t->columns.ins, all, rest);
+  }
+}
+
+// Does again, in some lanes, the outputs that see nothing but inputs far below the level of the tile: the larger
+// inputs, which they do not see, are left out, which takes the error with it. What is left can have such
+// outputs in its turn.
+static void fft_again(const struct fft_tile *t, unsigned lanes) {
+  const struct geometry *g = &t->k->g;
+  struct window down = {t->rows.ins, t->rows.outs, t->rows.out - g->top - t->rows.in, g->kernel_h, g->dil_h};
+  struct window across = {t->columns.ins, t->columns.outs, t->columns.out - g->left - t->columns.in,
+                          g->kernel_w, g->dil_w};
+  int64_t count = t->rows.outs * t->columns.outs;
+  // Room that the transforms need only later.
+  uint16_t *big = (uint16_t *)t->plane, *reach = big + down.ins * across.ins;
+  uint16_t *zeros = t->again, *low = zeros + count;
+  double all[VF], rest[VF];
+  mark_tile(t, zero(), big, all, rest);
+  unseen(&down, &across, big, reach, zeros);
+  for (vf limit = limit_of(all);;) {
+    mark_tile(t, limit, big, all, rest);
+    unseen(&down, &across, big, reach, low);
+    unsigned any = 0;
+    for (int64_t o = 0; o < count; o++) any |= low[o] &= (uint16_t)(lanes & ~(unsigned)zeros[o]);
+    if (!any) break;
+    fft_product(t, NULL, &limit);
+    for (int64_t i = 0; i < t->rows.outs; i += 2) {
+      int two = i + 1 < t->rows.outs;
+      const float *a = t->plane + i * POINT;
+      inverse_rows(t->k->plan_w, t->from, a, a + two * POINT, t->z);
+      for (int r = 0; r <= two; r++)
+        write_lanes(&t->out, (t->rows.out + i + r) * g->out_w + t->columns.out, t->columns.outs,
+                    low + (i + r) * t->columns.outs, t->z + r * VF, t->bias, g->relu != 0);
+    }
+    vf next = limit_of(rest);
+    limit = select_lanes(next < 0.5f * limit, next, 0.5f * limit);
+  }
+  for (int64_t o = 0; o < count; o++) zeros[o] &= (uint16_t)lanes;
+  for (int64_t i = 0; i < t->rows.outs; i++)
+    write_lanes(&t->out, (t->rows.out + i) * g->out_w + t->columns.out, t->columns.outs,
+                zeros + i * t->columns.outs, NULL, t->bias, g->relu != 0);
+}
+
 static void fft_run(const struct work *k, int64_t item, void *scratch) {
   const struct geometry *g = &k->g;
   int64_t outputs = g->channels * g->multiplier;
   int64_t wide = ceil_div(g->out_w, g->tile_w), tiles = tile_count(g);
   int64_t image = item / tiles % g->batch, group = item / tiles / g->batch;
-  struct tile rows = tile_rows(g, item % tiles / wide);
-  struct tile columns = tile_columns(g, item % tiles % wide);
-  struct view in = view_of(g, k->x, image, group * VF, g->channels, g->multiplier, g->height * g->width);
-  struct view out = view_of(g, k->y, image, group * VF, outputs, 1, g->out_h * g->out_w);
-  struct arc down = arc_of(rows.in - rows.out, rows.ins, g->points_h);
-  struct arc across = arc_of(columns.in - columns.out, columns.ins, g->points_w);
-  int64_t f = frequencies(g), n = g->points_h, pitch = pitch_of(g);
-  float *z = scratch, *plane = z + row_room(g);
+  struct fft_tile tile = {
+    .k = k, .group = group, .z = scratch,
+    .in = view_of(g, k->x, image, group * VF, g->channels, g->multiplier, g->height * g->width),
+    .out = view_of(g, k->y, image, group * VF, outputs, 1, g->out_h * g->out_w),
+    .rows = tile_rows(g, item % tiles / wide), .columns = tile_columns(g, item % tiles % wide)};
+  struct fft_tile *t = &tile;
+  t->down = arc_of(t->rows.in - t->rows.out, t->rows.ins, g->points_h);
+  t->across = arc_of(t->columns.in - t->columns.out, t->columns.ins, g->points_w);
+  t->plane = t->z + row_room(g);
+  t->from = (struct source *)(t->plane + plane_room(g));
+  float *squares = t->plane + plane_room(g) + source_room(g);
+  t->again = (uint16_t *)squares;
+  squares += again_room(g);
+  struct guard guard;
+  int cells = g->cell_h > 0 && t->rows.ins && t->columns.ins;
+  if (cells)
+    guard = guard_of(t->rows.ins, t->columns.ins, g->dil_h, g->dil_w, g->cell_h, g->cell_w, squares);
+  fft_product(t, cells ? &guard : NULL, NULL);
 
-  rows_forward(k->plan_w, &in, g->width, rows.in, columns.in, &down, &across, z, plane, pitch);
-  const float *spectrum = k->spectrum + group * f * n * POINT;
-  for (int64_t c = 0; c < f; c++) {
-    float *column = plane + c * pitch * POINT;
-    int64_t known = clear_rest(&down, column);
-    // The spectrum is the one thing here that comes from far away: it sets out while the column is
-    // being transformed.
-    for (int64_t t = 0; t < n * POINT; t += 16) __builtin_prefetch(spectrum + c * n * POINT + t, 0, 2);
-    multiply(k->plan_h, column, known, spectrum + c * n * POINT);
-  }
-
-  struct source *from = (struct source *)(plane + plane_room(g));
-  sources(k->plan_w, pitch, from);
+  sources(k->plan_w, pitch_of(g), t->from);
   vf bias = zero(), check = zero();
-  if (k->bias) bias = load_part(k->bias + group * VF, out.lanes);
-  for (int64_t t = 0; t < rows.outs; t += 2) {
-    int two = t + 1 < rows.outs;
+  if (k->bias) bias = load_part(k->bias + group * VF, t->out.lanes);
+  t->bias = bias;
+  for (int64_t i = 0; i < t->rows.outs; i += 2) {
+    int two = i + 1 < t->rows.outs;
     // Without a second row the first one stands in for it, and what becomes of it is not looked at.
-    const float *a = plane + t * POINT;
-    inverse_rows(k->plan_w, from, a, a + two * POINT, z);
-    int64_t pixel = (rows.out + t) * g->out_w + columns.out;
-    write_line(&out, pixel, columns.outs, z, bias, g->relu != 0, 0, &check);
-    if (two) write_line(&out, pixel + g->out_w, columns.outs, z + VF, bias, g->relu != 0, 0, &check);
+    const float *a = t->plane + i * POINT;
+    inverse_rows(k->plan_w, t->from, a, a + two * POINT, t->z);
+    int64_t pixel = (t->rows.out + i) * g->out_w + t->columns.out, outs = t->columns.outs;
+    write_line(&t->out, pixel, outs, t->z, bias, g->relu != 0, 0, &check);
+    if (two) write_line(&t->out, pixel + g->out_w, outs, t->z + VF, bias, g->relu != 0, 0, &check);
   }
 
+  unsigned doubt = 0;
+  if (cells) {
+    vf low = splat(__builtin_inff()), high = zero();
+    levels(&guard, &low, &high);
+    doubt = doubtful(low, high, &t->in, g->width, t->rows.in, t->rows.ins, t->columns.in, t->columns.ins);
+  } else if (g->cell_h < 0 && t->rows.ins && t->columns.ins) {
+    doubt = (1u << t->out.lanes) - 1;
+  }
   // A NaN or Inf in a tile's inputs or weights, or an overflow, spreads over its circle. A direct sum
   // keeps it where it belongs.
-  for (int l = 0; l < out.lanes; l++)
+  for (int l = 0; l < t->out.lanes; l++)
     if (check[l] != 0.0f) {
       int64_t c = group * VF + l;
-      plain_tile(g, in.lane[l], in.step, k->w + c * g->kernel_h * g->kernel_w,
-                 k->bias ? k->bias[c] : 0.0f, (float *)out.lane[l], out.step, rows.out,
-                 rows.out + rows.outs, columns.out, columns.out + columns.outs);
+      plain_tile(g, t->in.lane[l], t->in.step, k->w + c * g->kernel_h * g->kernel_w,
+                 k->bias ? k->bias[c] : 0.0f, (float *)t->out.lane[l], t->out.step, t->rows.out,
+                 t->rows.out + t->rows.outs, t->columns.out, t->columns.out + t->columns.outs);
+      doubt &= ~(1u << l);
     }
+  if (doubt) fft_again(t, doubt);
 }
 
 // -- weight gradient: an item is VF channels; images and tiles are added up as spectra ---------------
@@ -246,9 +352,10 @@ static void fft_grad_run(const struct work *k, int64_t group, void *scratch) {
       struct arc down = arc_of(rows.in - rows.out, rows.ins, n);
       struct arc across = arc_of(columns.in - columns.out, columns.ins, g->points_w);
       struct arc out_down = arc_of(0, rows.outs, n), out_across = arc_of(0, columns.outs, g->points_w);
-      rows_forward(k->plan_w, &in, g->width, rows.in, columns.in, &down, &across, z, plane, pitch);
+      rows_forward(k->plan_w, &in, g->width, rows.in, columns.in, &down, &across, z, plane, pitch,
+                   NULL, NULL);
       rows_forward(k->plan_w, &out, g->out_w, rows.out, columns.out, &out_down, &out_across, z, grad,
-                   pitch);
+                   pitch, NULL, NULL);
       for (int64_t c = 0; c < f; c++) {
         float *a = plane + c * pitch * POINT, *b = grad + c * pitch * POINT, *s = sums + c * pitch * POINT;
         fft(k->plan_h, a, clear_rest(&down, a));
@@ -272,7 +379,8 @@ static size_t fft_back_scratch(const struct work *k) {
   const struct geometry *g = &k->g;
   int planes = k->second ? 7 : 4;
   return sizeof(float) *
-         (size_t)(row_room(g) + g->kernel_h * g->kernel_w * VF + planes * plane_room(g) + source_room(g));
+         (size_t)(row_room(g) + g->kernel_h * g->kernel_w * VF + planes * plane_room(g) + source_room(g) +
+                  squares_room(g->tile_h, g->tile_w, g, g->back_h, g->back_w));
 }
 
 static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
@@ -290,9 +398,12 @@ static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
   vf *w = (vf *)end, check = zero();
   for (int b = 0; b < branches; b++) spectrum_of(branch[b], group, z, plane, w, spectra[b]);
   struct source *from = (struct source *)(w + taps);
+  float *squares = (float *)from + source_room(g);
   sources(k->plan_w, pitch, from);
 
   for (int64_t image = 0; image < g->batch; image++) {
+    if (atomic_load(k->broken)) return;  // all of it is done again
+    vf low[2] = {splat(__builtin_inff()), splat(__builtin_inff())}, high[2] = {zero(), zero()};
     struct view in = view_of(g, k->x, image, group * VF, g->channels, 1, g->height * g->width);
     struct view back = view_of(g, k->gx, image, group * VF, g->channels, 1, g->height * g->width);
     for (int64_t index = 0; index < tiles; index++) {
@@ -301,11 +412,16 @@ static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
       struct arc down = arc_of(rows.in - rows.out, rows.ins, n);
       struct arc across = arc_of(columns.in - columns.out, columns.ins, g->points_w);
       struct arc out_down = arc_of(0, rows.outs, n), out_across = arc_of(0, columns.outs, g->points_w);
-      rows_forward(k->plan_w, &in, g->width, rows.in, columns.in, &down, &across, z, plane, pitch);
+      rows_forward(k->plan_w, &in, g->width, rows.in, columns.in, &down, &across, z, plane, pitch,
+                   NULL, NULL);
       for (int b = 0; b < branches; b++) {
         struct view out = view_of(g, branch[b]->gy, image, group * VF, g->channels, 1, g->out_h * g->out_w);
+        struct guard guard;
+        if (g->back_h > 0)
+          guard = guard_of(rows.outs, columns.outs, g->dil_h, g->dil_w, g->back_h, g->back_w, squares);
         rows_forward(k->plan_w, &out, g->out_w, rows.out, columns.out, &out_down, &out_across, z, grad[b],
-                     pitch);
+                     pitch, g->back_h > 0 ? &guard : NULL, NULL);
+        if (g->back_h > 0) levels(&guard, &low[b], &high[b]);
       }
       for (int64_t c = 0; c < f; c++) {
         int64_t at = c * pitch * POINT, spectrum = c * n * POINT;
@@ -326,6 +442,10 @@ static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
           if (rest) write_line(&back, pixel + part, rest, z + r * VF, zero(), 0, tiles > 1, &check);
         }
       }
+    }
+    for (int b = 0; b < branches && g->back_h > 0; b++) {
+      struct view out = view_of(g, branch[b]->gy, image, group * VF, g->channels, 1, g->out_h * g->out_w);
+      if (doubtful(low[b], high[b], &out, g->out_w, 0, g->out_h, 0, g->out_w)) atomic_store(k->broken, 1);
     }
   }
   for (int b = 0; b < branches; b++) grad_out(branch[b], group, sums[b], w, from, z);

@@ -8,6 +8,7 @@
 #include "direct_rows.inc.c"
 #include "fft1d.inc.c"
 #include "fft_lines.inc.c"
+#include "fft_guard.inc.c"
 #include "fft.inc.c"
 
 #define STRING_(text) #text

@@ -10,7 +10,8 @@
 //   run(kernel, isa, threads, geometry, x, w, spectrum, bias, gy, y)
 //   backward(isa, threads, x, gx, branch[, branch]) -> bool
 //                                         FFT_BACKWARD; branch is (geometry, w, gy, dw), both of
-//                                         the same points. False: gx is wrong, there are NaN or Inf
+//                                         the same points. False: gx is wrong, there are NaN or
+//                                         Inf, or gradients far below others of their tile
 //
 // kernel is a value of the enum in dwconv.h, isa an index into isas(), geometry the bytes of a
 // struct geometry, the rest addresses, 0 for none.

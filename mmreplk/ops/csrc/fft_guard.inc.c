@@ -1,0 +1,212 @@
+// Small outputs beside huge inputs. A product of spectra errs by as much at every output of a tile, in
+// proportion to the root of the sum of all squares of its inputs; a direct sum errs in proportion to the
+// inputs that the output sees. The two agree, but for a factor of CONTRAST, where every output sees at
+// least one input above that root divided by CONTRAST. Outputs that do not, which fft.inc.c computes again
+// without the inputs above it, are looked for in two steps: a tile is cut into cells, so small that every output
+// sees a whole one, and only where a cell holds too little are the inputs looked at one by one.
+enum { CONTRAST = 4096 };
+
+// One axis of a tile: of each phase of the dilation, the pixels in runs of `size`, the last of which takes what
+// is left. native_plan.py chooses the size; it knows this rule.
+struct cells {
+  int64_t count, dil, size;
+  int64_t phases, each;  // cells of a phase, at most
+};
+static inline struct cells cells_of(int64_t count, int64_t dil, int64_t size) {
+  struct cells c = {count, dil, size, min64(dil, count), max64(1, ceil_div(count, dil) / size)};
+  return c;
+}
+// Without dilation, the usual case, not a division more than it takes: rows are short.
+static inline int64_t cells_in(const struct cells *c, int64_t phase, int64_t *pixels) {
+  if (c->dil == 1) {
+    *pixels = c->count;
+    return c->each;
+  }
+  *pixels = (c->count - phase + c->dil - 1) / c->dil;
+  return max64(1, *pixels / c->size);
+}
+static inline int64_t cell_of(const struct cells *c, int64_t i) {
+  if (c->dil == 1) return min64((int32_t)i / (int32_t)c->size, c->each - 1);
+  int64_t pixels, phase = i % c->dil, cells = cells_in(c, phase, &pixels);
+  return phase * c->each + min64(i / c->dil / c->size, cells - 1);
+}
+static inline int64_t all_cells(const struct cells *c) { return c->phases * c->each; }
+
+struct guard {
+  struct cells down, across;
+  float *squares;  // sums of squares: [cells down][cells across][VF]
+};
+
+static struct guard guard_of(int64_t rows, int64_t columns, int64_t dil_h, int64_t dil_w, int64_t cell_h,
+                             int64_t cell_w, float *squares) {
+  struct guard s = {cells_of(rows, dil_h, cell_h), cells_of(columns, dil_w, cell_w), squares};
+  int64_t count = all_cells(&s.down) * all_cells(&s.across);
+  for (int64_t t = 0; t < count; t++) store(squares + t * VF, zero());
+  return s;
+}
+
+// Points of a pair of rows, `step` floats from one to the next.
+INLINE void add_run(const float *p, int64_t count, int64_t step, vf *re, vf *im) {
+  vf a = *re, b = *im, c = zero(), d = zero();
+  int64_t q = 0;
+  for (; q + 2 <= count; q += 2, p += 2 * step) {
+    vf r = load(p), i = load(p + VF), s = load(p + step), t = load(p + step + VF);
+    a += r * r, b += i * i, c += s * s, d += t * t;
+  }
+  if (q < count) a += load(p) * load(p), b += load(p + VF) * load(p + VF);
+  *re = a + c, *im = b + d;
+}
+
+// Adds the squares of a pair of rows, t and t + 1; without a second one its points are 0.
+static void add_squares(const struct guard *s, int64_t t, int two, const struct arc *a, const float *z) {
+  const struct cells *c = &s->across;
+  int64_t wide = all_cells(c), before = a->n - a->at;  // points before the arc passes the end
+  float *first = s->squares + cell_of(&s->down, t) * wide * VF;
+  float *second = s->squares + cell_of(&s->down, t + two) * wide * VF;
+  for (int64_t phase = 0; phase < c->phases; phase++) {
+    int64_t pixels, cells = cells_in(c, phase, &pixels);
+    for (int64_t k = 0; k < cells; k++) {
+      int64_t q = k * c->size, end = k + 1 < cells ? q + c->size : pixels;
+      int64_t j = phase + q * c->dil, cut = end;
+      if (phase + end * c->dil > before) cut = max64(q, min64(end, ceil_div(before - phase, c->dil)));
+      vf re = zero(), im = zero();
+      add_run(z + (a->at + j) * POINT, cut - q, c->dil * POINT, &re, &im);
+      if (cut < end)
+        add_run(z + (phase + cut * c->dil - before) * POINT, end - cut, c->dil * POINT, &re, &im);
+      float *to = first + (phase * c->each + k) * VF;
+      if (first == second) re += im;
+      store(to, load(to) + re);
+      if (first == second) continue;
+      to = second + (phase * c->each + k) * VF;
+      store(to, load(to) + im);
+    }
+  }
+}
+
+INLINE vf select_lanes(vi where, vf a, vf b) { return (vf)(((vi)a & where) | ((vi)b & ~where)); }
+
+// The least mean square of a cell and the sum of squares of the tile, if they are less or more than *low and
+// *high.
+static void levels(const struct guard *s, vf *low, vf *high) {
+  vf sum = zero();
+  int64_t wide = all_cells(&s->across);
+  for (int64_t i = 0; i < s->down.phases; i++)
+    for (int64_t j = 0; j < s->across.phases; j++) {
+      int64_t rows, columns;
+      int64_t down = cells_in(&s->down, i, &rows), across = cells_in(&s->across, j, &columns);
+      for (int64_t u = 0; u < down; u++)
+        for (int64_t v = 0; v < across; v++) {
+          int64_t tall = u + 1 < down ? s->down.size : rows - u * s->down.size;
+          int64_t width = v + 1 < across ? s->across.size : columns - v * s->across.size;
+          vf e = load(s->squares + ((i * s->down.each + u) * wide + j * s->across.each + v) * VF);
+          vf mean = e * (1.0f / (float)(tall * width));
+          sum += e;
+          *low = select_lanes(mean < *low, mean, *low);
+        }
+    }
+  *high = select_lanes(sum < *high, *high, sum);  // NaN, too
+}
+
+INLINE unsigned bits_of(vi mask) {
+  unsigned bits = 0;
+  for (int l = 0; l < VF; l++) bits |= (unsigned)(mask[l] & 1) << l;
+  return bits;
+}
+
+static int any_nonzero(const float *p, int64_t step, int64_t width, int64_t row, int64_t rows, int64_t column,
+                       int64_t columns) {
+  for (int64_t i = row; i < row + rows; i++) {
+    uint32_t seen = 0;
+    for (int64_t j = column; j < column + columns; j++) {
+      uint32_t value;
+      memcpy(&value, p + (i * width + j) * step, sizeof value);
+      seen |= value << 1;
+    }
+    if (seen) return 1;
+  }
+  return 0;
+}
+
+// Lanes in which an output might see too little. `v` is the map, for lanes whose squares are all 0: these are
+// nothing but zeros, or too small to be squared.
+static unsigned doubtful(vf low, vf high, const struct view *v, int64_t width, int64_t row, int64_t rows,
+                         int64_t column, int64_t columns) {
+  const float contrast = (float)CONTRAST * CONTRAST;
+  vi fine = (low * contrast >= high) & ((high >= 0x1p-80f) | (high == 0.0f));
+  unsigned doubt = bits_of(~fine), none = bits_of(high == 0.0f);
+  for (int l = 0; l < v->lanes; l++)
+    if (none >> l & 1 && any_nonzero(v->lane[l], v->step, width, row, rows, column, columns))
+      doubt |= 1u << l;
+  return doubt & ((1u << v->lanes) - 1);
+}
+
+// -- input by input --------------------------------------------------------------------------------
+
+// Bit l of an element is set for lane l. From `big`, the inputs of a tile of rows x columns, to `out`: whether an
+// output sees none of them. Output o sees input o + offset + u * dilation, u in [0, taps). reach: room.
+struct window {
+  int64_t ins, outs, offset, taps, dil;
+};
+static unsigned unseen(const struct window *down, const struct window *across, const uint16_t *big,
+                       uint16_t *reach, uint16_t *out) {
+  memset(reach, 0, sizeof *reach * (size_t)(down->ins * across->outs));
+  for (int64_t i = 0; i < down->ins; i++)
+    for (int64_t v = 0; v < across->taps; v++) {
+      int64_t at = across->offset + v * across->dil;
+      int64_t end = min64(across->outs, across->ins - at);
+      const uint16_t *from = big + i * across->ins + at;
+      uint16_t *to = reach + i * across->outs;
+      for (int64_t j = max64(0, -at); j < end; j++) to[j] |= from[j];
+    }
+  memset(out, 0, sizeof *out * (size_t)(down->outs * across->outs));
+  for (int64_t i = 0; i < down->outs; i++)
+    for (int64_t u = 0; u < down->taps; u++) {
+      int64_t at = i + down->offset + u * down->dil;
+      if (at < 0 || at >= down->ins) continue;
+      for (int64_t j = 0; j < across->outs; j++) out[i * across->outs + j] |= reach[at * across->outs + j];
+    }
+  unsigned any = 0;
+  for (int64_t t = 0; t < down->outs * across->outs; t++) any |= out[t] = (uint16_t)~out[t];
+  return any;
+}
+
+// Inputs above a limit, of the rows that are in z; sums of squares of all of them and of the others.
+static void mark_line(const struct arc *a, const float *z, vf limit, uint16_t *big, double *all, double *rest) {
+  for (int64_t j = 0; j < a->count; j++) {
+    vf t = load(z + on_circle(a, j) * POINT);
+    unsigned bits = 0;
+    for (int l = 0; l < VF; l++) {
+      double square = (double)t[l] * t[l];
+      int above = (t[l] < 0 ? -t[l] : t[l]) > limit[l];
+      all[l] += square, rest[l] += above ? 0 : square;
+      bits |= (unsigned)above << l;
+    }
+    big[j] = (uint16_t)bits;
+  }
+}
+
+// Inputs above a limit become 0.
+static void drop_above(const struct arc *a, float *z, vf limit) {
+  for (int64_t j = 0; j < a->count; j++) {
+    float *p = z + on_circle(a, j) * POINT;
+    vf t = load(p);
+    store(p, (vf)((vi)t & (t <= limit) & (t >= -limit)));
+  }
+}
+
+static vf limit_of(const double *squares) {
+  vf limit = zero();
+  for (int l = 0; l < VF; l++) limit[l] = (float)(__builtin_sqrt(squares[l]) / CONTRAST);
+  return limit;
+}
+
+// count points from z on to the pixels from `from` on, in the lanes that `where` has for each of them.
+static void write_lanes(const struct view *v, int64_t from, int64_t count, const uint16_t *where, const float *z,
+                        vf bias, int relu) {
+  for (int64_t j = 0; j < count; j++) {
+    if (!where[j]) continue;
+    vf t = relu_if(relu, (z ? load(z + j * POINT) : zero()) + bias);
+    for (int l = 0; l < v->lanes; l++)
+      if (where[j] >> l & 1) ((float *)v->lane[l])[(from + j) * v->step] = t[l];
+  }
+}
