@@ -105,6 +105,7 @@ def test_killed_at_random_moments(bench, crashes):
         assert not list(folder.glob('.*.writing'))
 
 
+@pytest.mark.slow
 def test_what_mmengine_alone_does(bench, crashes):
     """Without our seeding a resumed run differs: the comparison of this file can see it."""
     run = crashes.Crashes(bench.folder)
