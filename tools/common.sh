@@ -39,6 +39,8 @@ run_distributed() {
             exit 2
         fi
         restarts=(--max_restarts "$MAX_RESTARTS")
+        # Else processes that are started again find the addresses of those that died (gloo).
+        export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     fi
     share_cores "$processes"
     if [[ "${NNODES:-1}" == 1 && -z "${PORT:-}" ]]; then

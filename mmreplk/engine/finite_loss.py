@@ -92,7 +92,7 @@ class FiniteLossHook(Hook):
         Raises:
             FloatingPointError: If the loss is not finite and the run must not go on.
         """
-        losses = {name: float(value) for name, value in (outputs or {}).items()
+        losses = {name: torch.as_tensor(value).item() for name, value in (outputs or {}).items()
                   if 'loss' in name and torch.as_tensor(value).numel() == 1}
         bad = {name: value for name, value in losses.items() if not abs(value) < float('inf')}
         if not (bad or self._skipped):
