@@ -27,7 +27,14 @@ def found_packages() -> dict[str, str | None]:
 
 if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     from .config_scope import register_config_scope
-    from .engine import fsdp, layer_decay, samples_hook  # noqa: F401  # registers them
+    from .engine import (  # noqa: F401  # registers them
+        checkpoints,
+        finite_loss,
+        fsdp,
+        layer_decay,
+        repeatable,
+        samples_hook,
+    )
     from .hub import register_hub_scope
     from .models import RepLKNet
 

@@ -79,18 +79,19 @@ def get_model(cfg_path: str, pretrained: bool = False, **kwargs) -> nn.Module:
         FileNotFoundError: If there is no such config.
         ValueError: If its weights are asked for and cannot be downloaded, or do not fit.
     """
-    from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
+    from mmengine.runner.checkpoint import load_state_dict
 
     from .engine.launch import replace_sync_bn
     from .engine.weight_checks import check_model_weights, state_for_mmengine
     from .engine.weights import build_model
+    from .models.reading import read_any
     cfg = get_config(cfg_path, pretrained)
     for key, value in kwargs.items():
         cfg.model.setdefault(key, value)
     replace_sync_bn(cfg.model)
     model = build_model(cfg, 'cpu')
     if pretrained:
-        checkpoint = CheckpointLoader.load_checkpoint(cfg.model_path, map_location='cpu')
+        checkpoint = read_any(cfg.model_path)
         try:
             check_model_weights(build_model(cfg), checkpoint)
         except ValueError as error:

@@ -31,8 +31,17 @@ share_cores() {
 # run_distributed N SCRIPT ARGUMENT...: N processes on this machine, by torchrun.
 run_distributed() {
     local processes=$1
-    local rendezvous
+    local rendezvous restarts=()
     shift
+    if [[ "${MAX_RESTARTS:-0}" != 0 ]]; then
+        if [[ "${NNODES:-1}" != 1 ]]; then
+            echo "MAX_RESTARTS is for one machine, and NNODES=$NNODES: leave one of them out" >&2
+            exit 2
+        fi
+        restarts=(--max_restarts "$MAX_RESTARTS")
+        # Else processes that are started again find the addresses of those that died (gloo).
+        export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+    fi
     share_cores "$processes"
     if [[ "${NNODES:-1}" == 1 && -z "${PORT:-}" ]]; then
         # A free port, so that two jobs on one machine do not meet.
@@ -44,7 +53,8 @@ run_distributed() {
         rendezvous=(--nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}"
                     --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${PORT:-29500}")
     fi
-    exec "$PYTHON" "$TOOLS/torchrun.py" "${rendezvous[@]}" --nproc_per_node "$processes" "$@"
+    exec "$PYTHON" "$TOOLS/torchrun.py" "${rendezvous[@]}" "${restarts[@]}" \
+        --nproc_per_node "$processes" "$@"
 }
 
 # run_slurm PARTITION JOB_NAME SCRIPT ARGUMENT...: GPUS processes by srun; GPUS_PER_NODE=0 for none.

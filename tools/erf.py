@@ -12,6 +12,7 @@ try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
     from mmreplk.analysis import erf_models, erf_runs
     from mmreplk.engine import cli, preflight
+    from mmreplk.models.reading import forbid_code
 except (ImportError, RuntimeError) as error:
     print(f'erf.py: error: {error}', file=sys.stderr)
     sys.exit(2)
@@ -61,6 +62,7 @@ def parse_args():
 
 def main():
     parser, args = parse_args()
+    forbid_code()
     with cli.clear_errors(parser):
         specs = erf_models.parse_models(args.models, args.stage or ['-1'], args.name or [])
         preflight.check_device(args.device)

@@ -6,6 +6,7 @@ import sys
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
     from mmreplk.engine import cli, fsdp, inference, launch, preflight
+    from mmreplk.models.reading import forbid_code
 except (ImportError, RuntimeError) as error:
     print(f'image_demo.py: error: {error}', file=sys.stderr)
     sys.exit(2)
@@ -26,6 +27,7 @@ def parse_args():
 
 def main():
     parser, args = parse_args()
+    forbid_code()
     with cli.clear_errors(parser):
         cfg = cli.read_config(args.config, args.cfg_options)
         preflight.check_scope(cfg)

@@ -11,6 +11,8 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
     from mmreplk.engine import cli, evaluation, fsdp, launch, preflight
+    from mmreplk.engine.guarded_data import guard_data
+    from mmreplk.models.reading import forbid_code
 except (ImportError, RuntimeError) as error:
     print(f'test.py: error: {error}', file=sys.stderr)
     sys.exit(2)
@@ -31,6 +33,7 @@ def parse_args():
 
 def main():
     parser, args = parse_args()
+    forbid_code(args.trust_checkpoints)
     notes = []
     with cli.clear_errors(parser, args.launcher):
         cfg = cli.prepare(args)
@@ -54,7 +57,9 @@ def main():
             # The metric's first process would make the folder, maybe after another needs it.
             os.makedirs(args.out, exist_ok=True)
     with launch.process_group(cfg, args.launcher):
-        cli.build_runner(cfg, *notes).test()
+        runner = cli.build_runner(cfg, *notes)
+        guard_data(runner)
+        runner.test()
     launch.finish(args.launcher)
 
 

@@ -10,7 +10,10 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
-    from mmreplk.engine import cli, launch, options, preflight, reduce
+    from mmreplk.engine import checkpoints, cli, launch, options, preflight, reduce
+    from mmreplk.engine.finite_loss import use_finite_loss
+    from mmreplk.engine.guarded_data import guard_data
+    from mmreplk.models.reading import forbid_code
 except (ImportError, RuntimeError) as error:
     print(f'train.py: error: {error}', file=sys.stderr)
     sys.exit(2)
@@ -32,6 +35,7 @@ def parse_args():
 
 def main():
     parser, args = parse_args()
+    forbid_code(args.trust_checkpoints)
     notes = []
     with cli.clear_errors(parser, args.launcher):
         cfg = cli.prepare(args)
@@ -41,13 +45,19 @@ def main():
             options.use_auto_scale_lr(cfg)
         if args.resume:
             options.use_resume(cfg, args.resume)
+        if launch.restarts():
+            checkpoints.resume_restarted(cfg)
         if args.reduce is not None:
             preflight.check_scope(cfg)
             notes.append(reduce.reduce_model(cfg, args.reduce))
         notes.append(preflight.preflight_train(cfg, args.launcher))
         notes.append(launch.fit_to_hardware(cfg, args.launcher))
+        checkpoints.use_safe_checkpoints(cfg)
     with launch.process_group(cfg, args.launcher):
-        cli.build_runner(cfg, *notes).train()
+        runner = cli.build_runner(cfg, *notes)
+        guard_data(runner, repeatable=cfg.get('repeatable', True))
+        use_finite_loss(runner)
+        runner.train()
     launch.finish(args.launcher)
 
 

@@ -156,5 +156,5 @@ def _read(path: str) -> dict[str, torch.Tensor]:
             return load_file(path)
         except Exception as error:
             raise ValueError(f'cannot be read ({type(error).__name__}: {error})') from error
-    from ..engine.weights import read_checkpoint
+    from ..models.reading import read_checkpoint
     return read_checkpoint(path)

@@ -26,6 +26,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
                         'work_dir, else ./work_dirs/<name of the config>')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     add_cfg_options(parser)
+    parser.add_argument('--trust-checkpoints', action='store_true', help='also read checkpoints '
+                        'that hold more than weights, and could run any code')
     parser.add_argument('--launcher', choices=['none', *PROCESS_ENV], default='none',
                         help='what started the processes; the dist_*.sh and slurm_*.sh set it')
     # Old versions of torch.distributed.launch pass the rank as an argument.

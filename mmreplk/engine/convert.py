@@ -26,8 +26,9 @@ from ..models.checkpoint import (
     stage_norms,
     unwrap,
 )
+from ..models.reading import read_checkpoint
 from ..models.reparam import merge_kernels
-from .weights import read_checkpoint, write_new
+from .weights import write_new
 
 LAYOUTS = ('mmreplk', 'official', 'mmpretrain')
 _OWNERS = dict(

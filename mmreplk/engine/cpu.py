@@ -63,7 +63,7 @@ def use_cpu_modules(cfg: Config, distributed: bool) -> list[str]:
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(key, None)
         wrapper['type'] = 'CpuAmpOptimWrapper'
-        _import_this_module(cfg)
+        import_in_config(cfg, __name__)
         notes.append('bfloat16 without a loss scaler')
     if distributed:
         ddp = cfg.get('model_wrapper_cfg') or dict(
@@ -76,14 +76,19 @@ def use_cpu_modules(cfg: Config, distributed: bool) -> list[str]:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='AverageBuffersHook')]
         if 'env_cfg' in cfg and 'dist_cfg' in cfg.env_cfg:
             cfg.env_cfg.dist_cfg.backend = 'gloo'
-        _import_this_module(cfg)
+        import_in_config(cfg, __name__)
     return notes
 
 
-def _import_this_module(cfg: Config) -> None:
-    """Let the config that the Runner writes to the work dir load these classes by itself."""
+def import_in_config(cfg: Config, module: str) -> None:
+    """Let the config that the Runner writes to the work dir load classes of ours by itself.
+
+    Args:
+        cfg (Config): The full config, changed in place.
+        module (str): The module that registers them.
+    """
     imports = cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
     names = imports['imports']
     names = [names] if isinstance(names, str) else list(names)
-    imports['imports'] = names if __name__ in names else [*names, __name__]
+    imports['imports'] = names if module in names else [*names, module]
     cfg.custom_imports = imports

@@ -11,16 +11,16 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DefaultScope
-from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
+from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 from ..models import EnlargedBackbone, RepLKNet
 from ..models.checkpoint import is_merged
+from ..models.reading import read_any
 from .evaluation import innermost
 from .launch import replace_sync_bn
-from .paths import is_remote
 from .weight_checks import check_model_weights, state_for_mmengine
-from .weights import build_model, drop_pretrained, read_checkpoint, write_new
+from .weights import build_model, drop_pretrained, write_new
 
 # Of the largest value. Measured on full-size models with random norms: at most 3e-6, and 2e-4 or
 # more if the eps of the norms is taken for 1e-3 in place of 1e-5.
@@ -82,8 +82,7 @@ def load_model(cfg: Config, path: str | None) -> tuple[nn.Module, dict]:
     model = build_model(cfg, 'cpu')
     if path is not None:
         try:
-            checkpoint = (CheckpointLoader.load_checkpoint(path, 'cpu')
-                          if is_remote(path) else read_checkpoint(path))
+            checkpoint = read_any(path)
             ours = isinstance(getattr(model, 'backbone', None), (EnlargedBackbone, RepLKNet))
             if (ours and not model.backbone.deploy and is_merged(state_for_mmengine(checkpoint))):
                 raise ValueError('is merged already; there is nothing left to merge. Use it with '

@@ -5,12 +5,15 @@ The configs take MMEngine's ``FlexibleRunner`` with the strategy below.
 
 from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.logging import MessageHub
 from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..models.blocks import ConvFFN, RepLKBlock
+from .paths import is_remote
+from .whole_files import write_whole
 
 OPTIMIZER_KEYS = ('state', 'param_groups')
 
@@ -59,7 +62,18 @@ class ResumableFSDPStrategy(FSDPStrategy):
             # The hub has the number of the last one that began, from 0.
             if key in meta and hub.get_info(key) is not None:
                 meta[key] = min(meta[key], hub.get_info(key) + 1)
-        super().save_checkpoint(filename, extra_ckpt=extra_ckpt, **kwargs)
+        if not self._is_full_state_dict():  # a folder with a file of each process
+            super().save_checkpoint(filename, extra_ckpt=extra_ckpt, **kwargs)
+            return
+
+        def save(draft):
+            super(ResumableFSDPStrategy, self).save_checkpoint(
+                draft, extra_ckpt=extra_ckpt, **kwargs)
+
+        if is_main_process() and not is_remote(filename):
+            write_whole(filename, save)
+        else:
+            save(filename)  # takes part in the gathering, and writes nothing but to an address
 
     def optim_state_dict(self) -> dict:
         """Gather the optimizer's state from all processes.

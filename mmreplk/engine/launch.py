@@ -52,6 +52,11 @@ def process_count(launcher: str) -> int:
     return int(os.environ.get(PROCESS_ENV[launcher][1], 1))
 
 
+def restarts() -> int:
+    """How often torchrun has started these processes again because one had failed."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
+
+
 def check_launcher(launcher: str) -> None:
     """Refuse a ``--launcher`` that does not match how this process was started.
 

@@ -13,9 +13,10 @@ import torch
 from mmengine.config import Config
 
 from ..models import EnlargedBackbone, RepLKNet
+from .checkpoints import find_resumable, use_seed_of
 from .datasets import check_data
 from .launch import check_launcher, local_rank
-from .paths import check_file
+from .paths import check_file, is_remote
 from .weight_checks import check_pretrained, check_weights
 from .weights import build_model
 
@@ -138,33 +139,29 @@ def check_mergeable(cfg: Config) -> None:
                          'the picture to compare on.')
 
 
-def _last_checkpoint(cfg: Config) -> str | None:
-    pointer = osp.join(cfg.work_dir, 'last_checkpoint')
-    if not osp.isfile(pointer):
-        return None
-    with open(pointer) as file:
-        return file.read().strip()
-
-
-def check_work_dir(cfg: Config) -> None:
-    """Refuse to train into a folder that holds another run, unless it is resumed.
+def check_work_dir(cfg: Config) -> list[str]:
+    """Refuse to train into a folder that holds another run, unless it is resumed; find where.
 
     Every process makes this check before the process group exists. Nobody writes a checkpoint
     before all have joined the group, so a late process never takes its own run for an older one.
 
     Args:
-        cfg (Config): The full config, with ``work_dir`` and ``resume`` decided.
+        cfg (Config): The full config, with ``work_dir`` and ``resume`` decided. Without a
+            ``load_from``, that becomes the checkpoint to resume from.
+
+    Returns:
+        list[str]: Lines to log about checkpoints that cannot be used.
 
     Raises:
         FileExistsError: If the folder holds checkpoints and ``resume`` is not set.
         FileNotFoundError: If ``resume`` follows ``last_checkpoint`` to a file that is gone.
+        ValueError: If none of the checkpoints to resume from can be read.
     """
     if cfg.get('resume'):
-        last = _last_checkpoint(cfg)
-        if not cfg.get('load_from') and last:
-            check_file(last, f'--resume: {cfg.work_dir}/last_checkpoint points to a file that is '
-                       'gone', 'Name the checkpoint itself with --resume FILE.')
-        return
+        notes = []
+        if not cfg.get('load_from'):
+            cfg.load_from, notes = find_resumable(cfg)
+        return notes
     folders = [cfg.work_dir]
     out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
     if out_dir:  # CheckpointHook writes to a folder of the same name there
@@ -177,6 +174,7 @@ def check_work_dir(cfg: Config) -> None:
             raise FileExistsError(
                 f'--work-dir: {folder!r} holds the results of another run ({names}). Go on with '
                 'that run: --resume. Keep it: another --work-dir. Else remove the folder by hand.')
+    return []
 
 
 def check_output(path: str, argument: str) -> None:
@@ -257,19 +255,21 @@ def preflight_train(cfg: Config, launcher: str) -> str | None:
     check_launcher(launcher)
     if cfg.get('train_dataloader') is None:
         raise ValueError(f'CONFIG {cfg.filename}: has no train_dataloader to train with.')
-    check_work_dir(cfg)
+    notes = check_work_dir(cfg)
     if cfg.get('load_from'):
         option = '--resume' if cfg.get('resume') else 'load_from'
         check_file(cfg.load_from, option, 'Check the path.')
     backbone = check_backbone(cfg)
     check_data(cfg, ('train', 'val'))
     first = local_rank(launcher) == 0
-    notes = [check_pretrained(cfg, backbone, first)]
-    start = cfg.get('load_from') or (cfg.get('resume') and _last_checkpoint(cfg))
+    notes.append(check_pretrained(cfg, backbone, first))
+    start = cfg.get('load_from')
     if start and not osp.isdir(start):  # DeepSpeed's are folders
         resume = bool(cfg.get('resume'))
         notes.append(check_weights(cfg, start, '--resume' if resume else 'load_from', resume,
                                    heads_may_differ=not resume, first=first))
+        if resume and not is_remote(start):
+            notes.append(use_seed_of(cfg, start))
     return '\n'.join(filter(None, notes)) or None
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from mmengine.config import Config
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from ..models import EnlargedBackbone, RepLKNet
@@ -21,8 +20,9 @@ from ..models.pretrained import (
     other_arch,
     pretrained_body,
 )
+from ..models.reading import UnsafeFileError, read_any
 from .paths import check_file, is_remote
-from .weights import build_model, read_for_mmengine
+from .weights import build_model
 
 _REMEDY = 'Name the weights of this config, or the config of these weights'
 _RANDOM = 'These start from the values that init_weights gives them.'
@@ -96,9 +96,11 @@ def _entry(cfg: Config, name: str):
 
 def _read(path: str) -> Mapping:
     if not is_remote(path):
-        return read_for_mmengine(path)
+        return read_any(path)
     try:
-        return CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        return read_any(path)
+    except UnsafeFileError:
+        raise
     except Exception as error:  # whatever a connection or its libraries raise
         raise ValueError(f'cannot be fetched ({type(error).__name__}: {error}); without a '
                          'connection, name a local copy') from error

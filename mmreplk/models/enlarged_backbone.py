@@ -7,12 +7,12 @@ import torch
 from mmengine.model import BaseModule, PretrainedInit
 from mmengine.model.weight_init import update_init_info
 from mmengine.registry import DefaultScope
-from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..registry import MODELS
 from .checkpoint import describe_differences, differences, is_merged, unwrap
 from .enlarge import enlarge_kernels, remove_shortcuts
 from .pretrained import MERGED, NOT_MERGED
+from .reading import read_any
 from .reparam import ReparamLargeKernelConv, merge_kernels
 
 
@@ -137,8 +137,8 @@ class EnlargedBackbone(BaseModule):
 
     def _load(self, checkpoint: str, prefix: str = 'backbone.', map_location: str = 'cpu') -> None:
         """Load an enlarged network from a file or address, strictly."""
-        loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location)
         try:
+            loaded = read_any(checkpoint, map_location)
             state = self.matching_weights(loaded, prefix)
         except ValueError as error:
             raise ValueError(f'init_cfg: the checkpoint {checkpoint!r} {error}.') from error

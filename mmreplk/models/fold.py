@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from .blocks import ConvFFN, RepLKBlock
-from .layers import check_foldable, norm_affine
+from .layers import check_foldable, norm_affine, rounded
 from .pointwise import ACTIVATIONS, PointwiseConv2d
 from .reparam import merge_kernels
 
@@ -61,7 +61,8 @@ def fold_norms(state: dict[str, torch.Tensor], eps: float | Callable[[str], floa
         prefix (str): What stands before the backbone's names. Defaults to ''.
 
     Raises:
-        ValueError: If a folded number is beyond the range of its dtype. Nothing is changed then.
+        ValueError: If a folded number is not finite or beyond the range of its dtype. Nothing is
+            changed then.
     """
     norms = [name.removesuffix(_VARIANCE) for name in state
              if name.startswith(prefix) and name.endswith(_VARIANCE)]
@@ -97,10 +98,7 @@ def fold_norms(state: dict[str, torch.Tensor], eps: float | Callable[[str], floa
     for name, value in exact.items():
         owner = name.rpartition('.')[0]
         like = state.get(f'{owner}.weight', state.get(owner + _VARIANCE))
-        folded[name] = value.to(like.dtype)
-        if not value.is_meta and (folded[name].isinf() & ~value.isinf()).any():
-            raise ValueError(f'cannot merge: {name} would not fit into {like.dtype}. Merge the '
-                             'network in float32 first')
+        folded[name] = rounded(value, like.dtype, name)
     for name in gone:
         state.pop(name, None)
     state.update(folded)

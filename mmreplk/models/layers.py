@@ -124,3 +124,29 @@ def norm_affine(mean: torch.Tensor, variance: torch.Tensor, weight: torch.Tensor
         scale = scale * weight.double()
     shift = -mean.double() * scale
     return scale, shift if bias is None else shift + bias.double()
+
+
+def rounded(value: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    """A merged weight in the dtype of the network, or a refusal.
+
+    Args:
+        value (Tensor): Weight or bias in float64; on 'meta' it is not looked at.
+        dtype (torch.dtype): What to round to.
+        name (str): What the message calls it.
+
+    Returns:
+        Tensor: The value in ``dtype``.
+
+    Raises:
+        ValueError: If a number is NaN or infinite already, as where a variance is negative, or
+            beyond the range of ``dtype``.
+    """
+    result = value.to(dtype)
+    if value.is_meta or result.isfinite().all():
+        return result
+    if not value.isfinite().all():
+        raise ValueError(
+            f'cannot merge: {name} is not finite. A weight or a running statistic is NaN or '
+            'infinite, or a variance plus eps is not positive: the network is damaged')
+    raise ValueError(f'cannot merge: {name} would not fit into {dtype}. Merge the network in '
+                     'float32 first')

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 from mmengine.model.weight_init import update_init_info
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from .arch import Arch
@@ -24,6 +23,7 @@ from .checkpoint import (
     unwrap,
 )
 from .fold import fold_norms
+from .reading import read_any
 
 MERGED = ('is merged already (small kernels inside the large ones): build the merged network for '
           'it, with model.backbone.deploy=True, or take the weights from before the merge')
@@ -124,8 +124,8 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
     Raises:
         ValueError: If the weights do not fit. Nothing is loaded then.
     """
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location)
     try:
+        loaded = read_any(checkpoint, map_location)
         body = check_backbone_weights(backbone, pretrained_body(loaded, prefix))
     except ValueError as error:
         raise ValueError(f'init_cfg: the checkpoint {checkpoint!r} {error}.') from error

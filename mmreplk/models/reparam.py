@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..ops import LargeKernelDWConv2d, large_kernel_dwconv2d_pair
-from .layers import conv_bn, fuse_conv_bn
+from .layers import conv_bn, fuse_conv_bn, rounded
 
 
 class ReparamLargeKernelConv(nn.Module):
@@ -71,9 +71,24 @@ class ReparamLargeKernelConv(nn.Module):
 
         Raises:
             TypeError: If a norm keeps no running statistics; nothing is changed then.
+            ValueError: If a number of the merged convolution is not finite or beyond the range of
+                the weight's dtype; nothing is changed then.
         """
-        if self.deploy:
-            return
+        if not self.deploy:
+            self._replace_branches(*self.merged())
+
+    @torch.no_grad()
+    def merged(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias of the merged convolution; the branches stay.
+
+        Returns:
+            tuple[Tensor, Tensor]: Weight ``(C, 1, K, K)`` and bias ``(C, )``, in the dtype of the
+            large kernel's weight.
+
+        Raises:
+            TypeError: As :meth:`merge_kernel`.
+            ValueError: As :meth:`merge_kernel`.
+        """
         origin = self.lkb_origin.conv
         weight, bias = fuse_conv_bn(origin, self.lkb_origin.bn)
         if self.small_kernel is not None:
@@ -82,6 +97,11 @@ class ReparamLargeKernelConv(nn.Module):
             border = (self.kernel_size - self.small_kernel) // 2
             weight = weight + F.pad(small_weight, [border] * 4)
             bias = bias + small_bias
+        return tuple(rounded(value, origin.weight.dtype, f'the {name} of a large kernel')
+                     for value, name in ((weight, 'weight'), (bias, 'bias')))
+
+    def _replace_branches(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        origin = self.lkb_origin.conv
         merged = self._merged_conv(origin.in_channels).to(origin.weight)
         merged.weight.copy_(weight)
         merged.bias.copy_(bias)
@@ -107,12 +127,16 @@ def merge_kernels(model: nn.Module) -> int:
         int: How many were merged; those that are merged already do not count.
 
     Raises:
-        TypeError: If a norm keeps no running statistics.
+        TypeError: If a norm keeps no running statistics. Nothing is changed then.
+        ValueError: If a number of a merged convolution is not finite or beyond the range of its
+            dtype. Nothing is changed then.
     """
     kernels = [module for module in model.modules()
                if isinstance(module, ReparamLargeKernelConv) and not module.deploy]
-    for kernel in kernels:
-        kernel.merge_kernel()
+    merged = [kernel.merged() for kernel in kernels]
+    with torch.no_grad():
+        for kernel, (weight, bias) in zip(kernels, merged, strict=True):
+            kernel._replace_branches(weight, bias)
     return len(kernels)
 
 

@@ -10,6 +10,8 @@ import sys
 
 os.chdir(FOLDER)  # noqa: F821
 os.environ.update(ENV)  # noqa: F821
+# As Python does at its start.
+sys.path[:0] = filter(None, ENV.get('PYTHONPATH', '').split(os.pathsep))  # noqa: F821
 log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)  # noqa: F821
 os.dup2(log, 1)
 os.dup2(log, 2)

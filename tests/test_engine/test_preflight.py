@@ -1,4 +1,5 @@
 import pytest
+import torch
 from mmengine.config import Config
 
 from mmreplk.engine import datasets, packages, preflight
@@ -164,11 +165,14 @@ def test_work_dir_with_checkpoints_elsewhere(files, tmp_path):
 
 
 def test_resume_of_a_run_that_was_moved(files, tmp_path):
-    files('run/iter_1.pth')
+    (tmp_path / 'run').mkdir()
+    torch.save(dict(meta={}, state_dict={}), tmp_path / 'run/iter_1.pth')
     cfg = config(tmp_path, work_dir='run', resume=True)
     (tmp_path / 'run/last_checkpoint').write_text(str(tmp_path / 'run/iter_1.pth'))
     preflight.check_work_dir(cfg)
-    (tmp_path / 'run/last_checkpoint').write_text('old/place/iter_1.pth')
+    assert cfg.load_from == str(tmp_path / 'run/iter_1.pth')
+    cfg.load_from = None
+    (tmp_path / 'run/last_checkpoint').write_text('old/place/iter_2.pth')
     with pytest.raises(FileNotFoundError, match='--resume.*old/place.*--resume FILE'):
         preflight.check_work_dir(cfg)
     cfg.load_from = 'run/iter_1.pth'

@@ -1,5 +1,6 @@
 """Tiny data and configs of the three codebases, and the tools run as a user runs them."""
 
+import importlib.util
 import json
 import os
 import re
@@ -327,3 +328,15 @@ def det_bench(tmp_path) -> Bench:
             test_dataloader=_loader(dataset('val'), batch_size=1),
             val_evaluator=dict(type='CocoMetric', ann_file='data/val.json', metric='bbox'),
             test_evaluator=dict(type='CocoMetric', ann_file='data/val.json', metric='bbox')))
+
+
+@pytest.fixture(scope='module')
+def crashes():
+    """The module crash.py: tools in processes that can be killed."""
+    spec = importlib.util.spec_from_file_location('crash', Path(__file__).with_name('crash.py'))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in dict(CUDA_VISIBLE_DEVICES='', MPLBACKEND='Agg').items():
+            patch.setenv(name, value)
+        yield module

@@ -6,8 +6,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmreplk.engine import preflight, weight_checks
-from mmreplk.engine.weights import build_model, read_checkpoint
+from mmreplk.engine import preflight
+from mmreplk.engine.weights import build_model
+from mmreplk.models import reading
 from mmreplk.models.checkpoint import unwrap
 
 
@@ -23,7 +24,7 @@ class Files:
     def __init__(self, bench):
         self.bench = bench
         self.cfg = Config.fromfile(str(bench.folder / 'tiny.py'))
-        self.state = unwrap(read_checkpoint(str(bench.folder / bench.checkpoint())))
+        self.state = unwrap(reading.read_checkpoint(str(bench.folder / bench.checkpoint())))
 
     def save(self, name: str, changes: dict | None = None, drop: str = '-', **beside) -> str:
         state = {key: value for key, value in self.state.items() if not key.startswith(drop)}
@@ -123,7 +124,7 @@ def test_addresses(files, monkeypatch):
             raise URLError('no route')
         return dict(state_dict={**files.state, **OTHER_HEAD})
 
-    monkeypatch.setattr(weight_checks.CheckpointLoader, 'load_checkpoint', load)
+    monkeypatch.setattr(reading.CheckpointLoader, 'load_checkpoint', load)
     check = preflight.check_weights
     with pytest.raises(ValueError, match=r"CHECKPOINT: 'https://h/a\.pth' has 5 classes"):
         check(files.cfg, 'https://h/a.pth', 'CHECKPOINT')
@@ -173,6 +174,7 @@ def test_resuming(files, monkeypatch):
     (files.bench.folder / 'run/last_checkpoint').write_text('other.pth')
     with pytest.raises(ValueError, match="--resume: 'other.pth' has 5 classes"):
         preflight.preflight_train(cfg, 'none')
+    cfg.load_from = None
     (files.bench.folder / 'run/last_checkpoint').write_text('whole.pth')
     assert preflight.preflight_train(cfg, 'none') is None
     cfg.resume, cfg.work_dir, cfg.load_from = False, 'new', 'other.pth'

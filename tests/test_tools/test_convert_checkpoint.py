@@ -10,6 +10,7 @@ from mmengine.registry import DefaultScope
 
 from mmreplk import RepLKNet
 from mmreplk.engine import convert, weights
+from mmreplk.models import reading
 from mmreplk.models.arch import ARCHS
 from mmreplk.models.reparam import merge_kernels
 
@@ -267,7 +268,7 @@ class TestRefused:
         log = HistoryBuffer([1.0, 2.0], [1, 1])
         log.mean()
         save(tmp_path / 'a.pth', dict(state_dict={}, log=log, method=Asks(HistoryBuffer, 'mean')))
-        content = weights.read_checkpoint(tmp_path / 'a.pth')
+        content = reading.read_checkpoint(tmp_path / 'a.pth')
         assert content['log'].mean() == 1.5
         assert content['method'] is HistoryBuffer.mean
         for args in ((HistoryBuffer, '__init__'), (argparse.Namespace, '__class__')):
@@ -299,7 +300,7 @@ def test_outputs_appear_whole_or_not_at_all(tmp_path):
 def test_command_line(seg_bench):
     """A segmentor's file under 'model' is refused by test.py, converted, and then evaluated."""
     bench = seg_bench
-    state = weights.read_checkpoint(bench.folder / bench.checkpoint())['state_dict']
+    state = reading.read_checkpoint(bench.folder / bench.checkpoint())['state_dict']
     save(bench.folder / 'authors.pth', dict(model=state))
     message = bench.refused('test.py', 'tiny.py', 'authors.pth')
     assert 'convert_checkpoint.py' in message
@@ -318,11 +319,11 @@ def test_damaged_files(tmp_path):
     whole = (tmp_path / 'a.pth').read_bytes()
     torch.save({'x': torch.rand(1000)}, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
     old = (tmp_path / 'old.pth').read_bytes()
-    assert weights.read_checkpoint(tmp_path / 'old.pth')['x'].shape == (1000, )
+    assert reading.read_checkpoint(tmp_path / 'old.pth')['x'].shape == (1000, )
     for content in (whole[:len(whole) // 2], whole[:-1], old[:len(old) // 2], old[:40], b'', b'hi'):
         (tmp_path / 'cut.pth').write_bytes(content)
         with pytest.raises(ValueError, match='truncated|damaged'):
-            weights.read_checkpoint(tmp_path / 'cut.pth')
+            reading.read_checkpoint(tmp_path / 'cut.pth')
 
 
 @pytest.mark.slow

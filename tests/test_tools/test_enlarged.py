@@ -5,6 +5,7 @@ import torch
 from mmengine.config import Config
 
 from mmreplk.engine import preflight, weights
+from mmreplk.models import reading
 from mmreplk.models.enlarged_conv import EnlargedConv
 
 BACKBONE = dict(
@@ -49,7 +50,7 @@ def test_train_resume_merge_and_evaluate(bench):
 
     run = bench.done('reparameterize.py', 'work/tiny.py', 'work/iter_4.pth', 'out/merged.pth')
     assert 'labels: the same on all' in run.text
-    names = weights.read_checkpoint(str(bench.folder / 'out/merged.pth'))['state_dict']
+    names = reading.read_checkpoint(str(bench.folder / 'out/merged.pth'))['state_dict']
     assert sum('.lkb_reparam.weight' in name for name in names) == 3
     assert not any('.lkb_origin.' in name or '.small_conv.' in name for name in names)
     tested = bench.done('test.py', 'out/merged.py', 'out/merged.pth', '--work-dir', 'tested')

@@ -4,8 +4,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmreplk.engine import deploy, preflight, weights
-from mmreplk.models import reparam
+from mmreplk.engine import deploy, preflight
+from mmreplk.models import reading, reparam
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_same_predictions(request, trained, kind):
     assert 'labels: ' + ('the same' if kind == 'cls' else 'the same on all') in run.text
     assert bench.files('out') == {'merged.pth', 'merged.py'}
     path = str(bench.folder / 'out/merged.pth')
-    content = weights.read_checkpoint(path)
+    content = reading.read_checkpoint(path)
     names = content['state_dict'].keys()
     assert any('lkb_reparam' in name for name in names)
     assert not any('lkb_origin' in name or 'small_conv' in name for name in names)
