@@ -42,12 +42,21 @@ def _dwconv2d_weight_grad(x: Tensor, grad: Tensor, kernel_size: list[int], paddi
     return weight_grad(x, grad, problem, dispatch.choose_weight_grad(problem, backend).backend)
 
 
-dwconv2d = torch.library.custom_op('mmreplk::dwconv2d', _dwconv2d, mutates_args=())
+# Schemas in words: torch 2.5 does not read them from annotations such as list[int].
+dwconv2d = torch.library.custom_op(
+    'mmreplk::dwconv2d', _dwconv2d, mutates_args=(),
+    schema='(Tensor x, Tensor weight, Tensor? bias, SymInt[] padding, SymInt[] dilation, '
+    'str backend, bool keep=False, bool relu=False) -> Tensor')
 dwconv2d_weight_grad = torch.library.custom_op(
-    'mmreplk::dwconv2d_weight_grad', _dwconv2d_weight_grad, mutates_args=())
+    'mmreplk::dwconv2d_weight_grad', _dwconv2d_weight_grad, mutates_args=(),
+    schema='(Tensor x, Tensor grad, SymInt[] kernel_size, SymInt[] padding, SymInt[] dilation, '
+    'str backend) -> Tensor')
 
 
-@torch.library.custom_op('mmreplk::dwconv2d_pair', mutates_args=())
+@torch.library.custom_op(
+    'mmreplk::dwconv2d_pair', mutates_args=(),
+    schema='(Tensor x, Tensor weight, Tensor other, SymInt[] padding, SymInt[] other_padding, '
+    'SymInt[] dilation, str backend) -> (Tensor, Tensor)')
 def dwconv2d_pair(x: Tensor, weight: Tensor, other: Tensor, padding: list[int],
                   other_padding: list[int], dilation: list[int], backend: str
                   ) -> tuple[Tensor, Tensor]:
@@ -56,7 +65,10 @@ def dwconv2d_pair(x: Tensor, weight: Tensor, other: Tensor, padding: list[int],
             _dwconv2d(x, other, None, other_padding, dilation, backend))
 
 
-@torch.library.custom_op('mmreplk::dwconv2d_backward', mutates_args=())
+@torch.library.custom_op(
+    'mmreplk::dwconv2d_backward', mutates_args=(),
+    schema='(Tensor x, Tensor[] grads, Tensor[] weights, SymInt[] paddings, SymInt[] dilations, '
+    'str backend) -> Tensor[]')
 def dwconv2d_backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tensor],
                       paddings: list[int], dilations: list[int], backend: str) -> list[Tensor]:
     """Gradients of x and of the weights of one or two convolutions of the same x.
