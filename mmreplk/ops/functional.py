@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import cpu, dispatch
-from .operators import dwconv2d, dwconv2d_pair, forward
+from .operators import conv2d, dwconv2d, dwconv2d_pair, forward
 from .problem import Problem, memory_format_of
 
 # Below this product of input points and taps, PyTorch's convolution takes about as long as its own
@@ -303,7 +303,7 @@ def _sides(padding, kernel, dilation: tuple[int, int]) -> tuple[int, ...] | None
 
 
 def _pytorch(x, weight, bias, stride, padding, dilation, relu=False) -> Tensor:
-    out = F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1] if x.dim() == 4 else 1)
+    out = conv2d(x, weight, bias, stride, padding, dilation, x.shape[1] if x.dim() == 4 else 1)
     return F.relu(out) if relu else out
 
 

@@ -175,8 +175,22 @@ def _convolve(x, weight, bias, padding, dilation, relu=False) -> Tensor:
     top, bottom, left, right = padding
     if top != bottom or left != right:
         x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
-    out = F.conv2d(x, weight, bias, 1, (top, left), dilation, x.shape[1])
+    out = conv2d(x, weight, bias, 1, (top, left), dilation, x.shape[1])
     return F.relu_(out) if relu else out
+
+
+def conv2d(x, weight, bias, stride, padding, dilation, groups) -> Tensor:
+    """PyTorch's convolution, in float32 where that in float16 would hang.
+
+    On CPUs with AVX512-FP16, oneDNN's depth-wise kernels for float16 never return where the kernel
+    is larger than 13 or 14 and the stride 1 (PyTorch 2.12).
+    """
+    if (x.dtype != torch.float16 or x.device.type != 'cpu' or weight.dtype != x.dtype
+            or weight.dim() != 4 or max(weight.shape[2:]) <= 13):
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    wide = (None if t is None else t.float() for t in (x, weight, bias))
+    with torch.autocast('cpu', enabled=False):
+        return F.conv2d(*wide, stride, padding, dilation, groups).half()
 
 
 @dwconv2d.register_fake

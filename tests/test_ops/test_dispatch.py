@@ -431,3 +431,17 @@ def test_gradients_are_chosen_apart_from_the_forward_pass():
         assert spies.weight_grad == ['direct']
     for a, b in zip(ours, gradient(F.conv2d, groups=1024), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize('padding', [(7, 7), (14, 0)])
+def test_pytorch_in_float16(compare, padding):
+    """Of large kernels, which PyTorch alone never ends on CPUs with AVX512-FP16."""
+    x, weight = torch.randn(2, 4, 32, 32).half(), torch.randn(4, 1, 15, 15).half()
+    bias = torch.randn(4).half()
+    wanted = F.conv2d(x.double(), weight.double(), bias.double(), 1, padding, 1, 4)
+    out = large_kernel_dwconv2d(x, weight, bias, 1, padding, backend='torch')
+    assert out.dtype == torch.float16
+    compare(out, wanted, torch.float16)
+    with torch.autocast('cpu', dtype=torch.float16):
+        found = large_kernel_dwconv2d(x.float(), weight, bias, 1, padding, backend='torch')
+    assert torch.equal(found, out)

@@ -155,7 +155,9 @@ def test_weight_gradient_of_16_bits(dtype, size, kernel):
                                   grad.double())
     ours = error(lambda w: large_kernel_dwconv2d(x, w, None, 1, kernel // 2), wanted)
     rounded = (wanted.to(dtype).double() - wanted).norm()
-    theirs = error(plain(dtype), wanted)
+    # PyTorch's own hangs on some CPUs: see operators.conv2d.
+    hangs = dtype == torch.float16 and kernel > 13
+    theirs = 0.0 if hangs else error(plain(dtype), wanted)
     assert ours <= max(1.1 * theirs, 1.1 * rounded)
 
 
