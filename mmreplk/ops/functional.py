@@ -324,8 +324,8 @@ def _is_plain(x, weight, bias) -> bool:
     """Whether the kernels may be called without passing PyTorch's dispatcher.
 
     That saves about 15 us a call. It must not happen where someone listens: autograd, a dispatch
-    mode (fake tensors, FLOP counters, tracing), a ``torch.func`` transform or a tensor subclass;
-    nor where memory does not hold the values: a lazy negation, or zeros without memory.
+    mode (fake tensors, FLOP counters, tracing), a profiler, a ``torch.func`` transform or a tensor
+    subclass; nor where memory does not hold the values: a lazy negation, or zeros without memory.
     """
     if type(x) not in _PLAIN or type(weight) not in _PLAIN:
         return False
@@ -335,6 +335,7 @@ def _is_plain(x, weight, bias) -> bool:
                                     or (bias is not None and bias.requires_grad)):
         return False
     return (torch._C._len_torch_dispatch_stack() == 0
+            and not torch.autograd._profiler_enabled()
             and torch._C._functorch.maybe_current_level() is None
             and not torch.autograd.forward_ad._current_level >= 0)
 
