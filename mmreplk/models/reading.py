@@ -37,14 +37,18 @@ def _history_method(owner, name: str):
     return getattr(owner, name)
 
 
+# Allowed under the name that stands in the files; torch 2.5 knows no other way to say it.
+_history_method.__module__ = 'builtins'
+_history_method.__name__ = _history_method.__qualname__ = 'getattr'
+
+
 def harmless_types() -> list:
     """What training scripts of the field save beside weights, and can do nothing by being read."""
-    numpy_core = np._core if hasattr(np, '_core') else np.core
+    numpy_core = np.core if np.__version__.startswith('1.') else np._core
     numbers = {type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8', 'u4', 'u8')}
     return [
-        argparse.Namespace, ConfigDict, HistoryBuffer, (_history_method, 'builtins.getattr'),
-        np.ndarray, np.dtype, numpy_core.multiarray._reconstruct, numpy_core.multiarray.scalar,
-        *numbers
+        argparse.Namespace, ConfigDict, HistoryBuffer, _history_method, np.ndarray, np.dtype,
+        numpy_core.multiarray._reconstruct, numpy_core.multiarray.scalar, *numbers
     ]
 
 

@@ -307,12 +307,18 @@ def _pytorch(x, weight, bias, stride, padding, dilation, relu=False) -> Tensor:
     return F.relu(out) if relu else out
 
 
+# Asked once: dynamo of torch 2.5 does not trace the question.
+_AUTOCAST = frozenset(
+    device for device in ('cpu', 'cuda', 'xpu', 'hpu', 'mps', 'mtia', 'privateuseone')
+    if torch.amp.is_autocast_available(device))
+
+
 def _autocast(x, weight, bias):
     """What autocast would do to the arguments of ``F.conv2d``."""
     if not torch._C._is_any_autocast_enabled():  # a tenth of the time of the rest
         return x, weight, bias
     device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if device not in _AUTOCAST or not torch.is_autocast_enabled(device):
         return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
     return tuple(

@@ -151,15 +151,15 @@ def test_threads_and_repeats_agree_to_the_bit():
 
 
 @pytest.mark.parametrize('backend', ['auto', 'fft?', 'torch'])
-def test_opcheck(backend):
+def test_opcheck(opcheck, backend):
     x = normal(2, 3, 14, 12).requires_grad_()
     weights = [normal(3, 1, *kernel, seed=1).requires_grad_() for kernel in ((7, 5), (3, 3))]
     grads = [normal(2, 3, 14, 12, seed=3 + i).requires_grad_() for i in range(2)]
     close = dict(rtol=1e-4, atol=1e-4)
     paddings = [3, 3, 2, 2, 1, 1, 1, 1]
-    torch.library.opcheck(OPS.dwconv2d_pair, (x, *weights, paddings[:4], paddings[4:], [1, 1],
+    opcheck(OPS.dwconv2d_pair, (x, *weights, paddings[:4], paddings[4:], [1, 1],
                                               backend), **close)
-    torch.library.opcheck(OPS.dwconv2d_backward, (x, grads, weights, paddings, [1] * 4, backend),
+    opcheck(OPS.dwconv2d_backward, (x, grads, weights, paddings, [1] * 4, backend),
                           **close)
 
 

@@ -67,15 +67,15 @@ def sample(name, dtype, last=False):
     *((name, torch.float32, False, 'auto') for name in SAMPLES),
     ('same', torch.bfloat16, True, 'auto'), ('same', torch.float64, True, 'fft'),
     ('multiplier', torch.float16, False, 'fft'), ('uneven', torch.float32, True, 'direct?')])
-def test_opcheck(name, dtype, last, backend):
+def test_opcheck(opcheck, name, dtype, last, backend):
     x, weight, bias, grad, padding, dilation = sample(name, dtype, last)
     # opcheck compares traced with untraced runs, which may round differently where an input comes
     # in another layout.
     tolerance = dict(rtol=2e-2, atol=2e-2) if dtype.itemsize == 2 else dict(rtol=1e-4, atol=1e-4)
     for relu in (False, True):
-        torch.library.opcheck(
+        opcheck(
             OPS.dwconv2d, (x, weight, bias, padding, dilation, backend, False, relu), **tolerance)
-    torch.library.opcheck(OPS.dwconv2d_weight_grad,
+    opcheck(OPS.dwconv2d_weight_grad,
                           (x, grad, weight.shape[2:], padding, dilation, backend), **tolerance)
 
 
@@ -467,6 +467,8 @@ class Many(nn.Module):
 def test_onnx(dynamo):
     """A graph for other runtimes holds plain convolutions, for any size, and the same numbers."""
     runtime = pytest.importorskip('onnxruntime')
+    if dynamo and torch.__version__.startswith('2.5'):
+        pytest.skip('the exporter of torch 2.5 does not decompose operators of others')
     net = Many().eval()
     model = onnx_model(net, torch.randn(2, 4, 33, 32), dynamo)
     nodes = list(model.graph.node)
@@ -612,13 +614,13 @@ def test_cuda_devices(compare, backend):
 
 
 @cuda
-def test_cuda_opcheck():
+def test_cuda_opcheck(opcheck):
     x, weight, bias = on_gpu(torch.float32)
     sides, step = [6, 6, 6, 6], [1, 1]
     grad = torch.randn_like(x).requires_grad_()
-    torch.library.opcheck(OPS.dwconv2d, (x, weight, bias, sides, step, 'auto'), rtol=1e-2,
+    opcheck(OPS.dwconv2d, (x, weight, bias, sides, step, 'auto'), rtol=1e-2,
                           atol=1e-2)
-    torch.library.opcheck(OPS.dwconv2d_weight_grad, (x, grad, [13, 13], sides, step, 'auto'),
+    opcheck(OPS.dwconv2d_weight_grad, (x, grad, [13, 13], sides, step, 'auto'),
                           rtol=1e-2, atol=1e-2)
 
 
