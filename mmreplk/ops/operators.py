@@ -182,10 +182,11 @@ def _convolve(x, weight, bias, padding, dilation, relu=False) -> Tensor:
 def conv2d(x, weight, bias, stride, padding, dilation, groups) -> Tensor:
     """PyTorch's convolution, in float32 where that in float16 would hang.
 
-    On CPUs with AVX512-FP16, oneDNN's depth-wise kernels for float16 never return where the kernel
-    is larger than 13 or 14 and the stride 1 (PyTorch 2.12).
+    On CPUs with AVX512-FP16, oneDNN's depth-wise convolution of stride 1 in float16 never returns
+    for kernels of 15 and more (PyTorch 2.12). Other dtypes beside it are PyTorch's to refuse.
     """
-    if (x.dtype != torch.float16 or x.device.type != 'cpu' or weight.dtype != x.dtype
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if (x.device.type != 'cpu' or any(t.dtype != torch.float16 for t in tensors)
             or weight.dim() != 4 or max(weight.shape[2:]) <= 13):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     wide = (None if t is None else t.float() for t in (x, weight, bias))

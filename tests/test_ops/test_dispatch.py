@@ -442,6 +442,8 @@ def test_pytorch_in_float16(compare, padding):
     out = large_kernel_dwconv2d(x, weight, bias, 1, padding, backend='torch')
     assert out.dtype == torch.float16
     compare(out, wanted, torch.float16)
+    with pytest.raises(RuntimeError, match='bias type'):
+        large_kernel_dwconv2d(x, weight, bias.float(), 1, padding, backend='torch')
     with torch.autocast('cpu', dtype=torch.float16):
         found = large_kernel_dwconv2d(x.float(), weight, bias, 1, padding, backend='torch')
     assert torch.equal(found, out)
