@@ -157,10 +157,8 @@ def test_opcheck(opcheck, backend):
     grads = [normal(2, 3, 14, 12, seed=3 + i).requires_grad_() for i in range(2)]
     close = dict(rtol=1e-4, atol=1e-4)
     paddings = [3, 3, 2, 2, 1, 1, 1, 1]
-    opcheck(OPS.dwconv2d_pair, (x, *weights, paddings[:4], paddings[4:], [1, 1],
-                                              backend), **close)
-    opcheck(OPS.dwconv2d_backward, (x, grads, weights, paddings, [1] * 4, backend),
-                          **close)
+    opcheck(OPS.dwconv2d_pair, (x, *weights, paddings[:4], paddings[4:], [1, 1], backend), **close)
+    opcheck(OPS.dwconv2d_backward, (x, grads, weights, paddings, [1] * 4, backend), **close)
 
 
 @pytest.mark.parametrize('backend', ['auto', 'fft?', 'direct?', 'torch'])

@@ -75,8 +75,8 @@ def test_opcheck(opcheck, name, dtype, last, backend):
     for relu in (False, True):
         opcheck(
             OPS.dwconv2d, (x, weight, bias, padding, dilation, backend, False, relu), **tolerance)
-    opcheck(OPS.dwconv2d_weight_grad,
-                          (x, grad, weight.shape[2:], padding, dilation, backend), **tolerance)
+    opcheck(OPS.dwconv2d_weight_grad, (x, grad, weight.shape[2:], padding, dilation, backend),
+            **tolerance)
 
 
 @pytest.mark.parametrize('name', SAMPLES)
@@ -618,10 +618,9 @@ def test_cuda_opcheck(opcheck):
     x, weight, bias = on_gpu(torch.float32)
     sides, step = [6, 6, 6, 6], [1, 1]
     grad = torch.randn_like(x).requires_grad_()
-    opcheck(OPS.dwconv2d, (x, weight, bias, sides, step, 'auto'), rtol=1e-2,
-                          atol=1e-2)
-    opcheck(OPS.dwconv2d_weight_grad, (x, grad, [13, 13], sides, step, 'auto'),
-                          rtol=1e-2, atol=1e-2)
+    opcheck(OPS.dwconv2d, (x, weight, bias, sides, step, 'auto'), rtol=1e-2, atol=1e-2)
+    opcheck(OPS.dwconv2d_weight_grad, (x, grad, [13, 13], sides, step, 'auto'), rtol=1e-2,
+            atol=1e-2)
 
 
 @cuda

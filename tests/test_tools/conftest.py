@@ -47,6 +47,11 @@ class Run:
     def __init__(self, code: int, text: str):
         self.code, self.text = code, text
 
+    @property
+    def warns(self) -> bool:
+        """Whether it wrote a warning; torch 2.5's about an import of MMEngine does not count."""
+        return 'Warning' in re.sub(r'zero_optimizer\.py:\d+: DeprecationWarning', '', self.text)
+
     def metric(self, name: str) -> float:
         """The last value that the log gives for a metric."""
         return float(re.findall(rf'{name}: +(-?[\d.]+)', self.text)[-1])
