@@ -20,7 +20,7 @@ if [ $# -gt 0 ]; then
 fi
 "$py" -m ruff check .
 # One thread a worker: the workers share the cores.
-OMP_NUM_THREADS=1 "$py" -m pytest -n auto --dist worksteal -m 'not slow'
+OMP_NUM_THREADS=1 "$py" -m pytest -n auto --dist worksteal -m 'not slow' --timeout 400
 # The slow checks of single modules and configs, the compilation of every Triton tile for one, share
 # it likewise.
 modules=(tests/test_ops tests/test_models tests/test_configs)
