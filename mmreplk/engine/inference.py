@@ -13,7 +13,8 @@ from .evaluation import set_default_visualizer
 
 def _draw_segmentation(cfg, checkpoint, image, device, score_thr) -> np.ndarray:
     from mmseg.apis import MMSegInferencer
-    inferencer = MMSegInferencer(cfg, checkpoint, device=device, show_progress=False)
+    inferencer = MMSegInferencer(cfg, checkpoint, device=device)
+    inferencer.show_progress = False  # MMSegmentation 1.2 takes no argument for it
     return inferencer(image, return_vis=True)['visualization']
 
 

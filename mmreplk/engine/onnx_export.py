@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
+from packaging.version import Version
 from torch import Tensor, nn
 
 from ..version import __version__
@@ -19,6 +20,8 @@ from .weights import write_new
 PARTS = ('model', 'backbone')
 _PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 _LIMIT = 1 << 31  # bytes of a protobuf message
+# Before torch 2.6 the exporter of captured graphs ties them to the sizes of the example.
+_TRACES_GRAPHS = Version(torch.__version__) >= Version('2.6')
 
 
 class BinAveragePool2d(nn.Module):
@@ -214,9 +217,7 @@ def export(cfg: Config, checkpoint: str | None, out: str, part: str = 'model',
     lines = [] if checkpoint else ['No CHECKPOINT, so the weights are random.']
 
     def write(path: str) -> bool:
-        program = trace(module, names, shapes[1])
-        program.model.metadata_props.update(metadata)
-        program.save(path, external_data=False)
+        trace(module, names, shapes[1], path, metadata)
         lines.append(summary(path, out))
         found = [(shape, check(path, module, names, shape)) for shape in shapes]
         lines.extend(f'  {"x".join(map(str, shape))}, {difference}'
@@ -229,24 +230,36 @@ def export(cfg: Config, checkpoint: str | None, out: str, part: str = 'model',
     return lines, agree
 
 
-def trace(module: nn.Module, names: list[str], shape: tuple[int, ...]):
-    """Capture a module as ONNX.
+def trace(module: nn.Module, names: list[str], shape: tuple[int, ...], path: str,
+          metadata: dict[str, str]) -> None:
+    """Write a module as an ONNX file.
 
     Args:
         module (nn.Module): From :func:`exportable_module`.
         names (list[str]): Of its outputs.
         shape (tuple[int, ...]): Of an example input; all but the channels is left free.
-
-    Returns:
-        torch.onnx.ONNXProgram: The graph.
+        path (str): The file.
+        metadata (dict[str, str]): To be kept in it.
     """
-    free = {axis: torch.export.Dim(name)
-            for axis, name in ((0, 'batch'), (2, 'height'), (3, 'width'))}
+    image = torch.zeros(shape)
+    free = {0: 'batch', 2: 'height', 3: 'width'}
     with _plain_resize(module), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of the exporter about itself
-        return torch.onnx.export(
-            module, (torch.zeros(shape), ), dynamo=True, dynamic_shapes=(free, ),
-            input_names=['image'], output_names=names, verbose=False)
+        warnings.simplefilter('ignore')  # of the exporters about themselves
+        if _TRACES_GRAPHS:
+            program = torch.onnx.export(
+                module, (image, ), dynamo=True, input_names=['image'], output_names=names,
+                dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in free.items()}, ),
+                verbose=False)
+            program.model.metadata_props.update(metadata)
+            program.save(path, external_data=False)
+        else:
+            import onnx
+            torch.onnx.export(
+                module, (image, ), path, dynamo=False, input_names=['image'], output_names=names,
+                dynamic_axes={'image': free, **{name: {0: 'batch'} for name in names}})
+            model = onnx.load(path)
+            onnx.helper.set_model_props(model, metadata)
+            onnx.save(model, path)
 
 
 def summary(path: str, name: str) -> str:
