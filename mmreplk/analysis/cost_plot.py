@@ -2,7 +2,7 @@
 
 from .cost import ModelCost
 from .cost_report import shares_of
-from .erf_plot import _figure
+from .figures import new_figure
 from .latency import ModelLatency
 from .profiling import DEPTHWISE, OTHER, POINTWISE, REST, TIME_KINDS
 
@@ -32,7 +32,7 @@ def draw_costs(costs: dict[str, tuple[ModelCost, ModelLatency | None]], path: st
             places.append(place)
             place += 1
         place += 1.1
-    figure = _figure(7.0, 0.27 * (place + 0.2) + 0.85)
+    figure = new_figure(7.0, 0.27 * (place + 0.2) + 0.85)
     ax = figure.add_subplot()
     used = [kind for kind in TIME_KINDS if any(kind in shares for _, shares, _ in bars)]
     for kind in used:

@@ -4,11 +4,9 @@ import math
 
 from .erf import THRESHOLDS, contribution_scores
 from .erf_report import RANDOM_NOTE, ErfResult, caption, percent, table_head, table_rows
+from .figures import COLOURS, new_figure
 
-# Dark where pixels contribute much, as in the paper; even steps of lightness, also in grey.
-COLOURS = 'YlGnBu'
 _SCORES = r'$A = \log_{10}(S + 1)$, relative to its maximum'
-_DPI = 300
 
 
 def draw_heat_maps(results: list[ErfResult], path: str) -> None:
@@ -20,7 +18,7 @@ def draw_heat_maps(results: list[ErfResult], path: str) -> None:
     """
     columns = min(len(results), 4)
     lines = math.ceil(len(results) / columns)
-    figure = _figure(3.2 * columns + 1.0, 3.75 * lines)
+    figure = new_figure(3.2 * columns + 1.0, 3.75 * lines)
     axes = figure.subplots(lines, columns, squeeze=False)
     for ax in axes.flat[len(results):]:
         ax.set_visible(False)
@@ -64,7 +62,7 @@ def draw_table(results: list[ErfResult], path: str) -> None:
     edges = [sum(widths[:index]) for index in range(len(widths) + 1)]
     pitch, notes = 0.27, 1 + any(result.random for result in results)
     height = pitch * (len(rows) + 2.6 + 0.8 * notes)
-    figure = _figure(max(edges[-1] + 0.2, 7.2), height + 0.1, layout=None)
+    figure = new_figure(max(edges[-1] + 0.2, 7.2), height + 0.1, layout=None)
     ax = figure.add_axes((0.1 / figure.get_figwidth(), 0, edges[-1] / figure.get_figwidth(), 1))
     ax.set(xlim=(0, edges[-1]), ylim=(height, -0.1))
     ax.axis('off')
@@ -92,12 +90,3 @@ def draw_table(results: list[ErfResult], path: str) -> None:
         ax.text(0, (len(rows) + 3.0 + index * 0.8) * pitch, line, va='center', fontsize=7.5,
                 color='#444444')
     figure.savefig(path, bbox_inches='tight', pad_inches=0.08)
-
-
-def _figure(width: float, height: float, layout: str | None = 'constrained'):
-    # Not pyplot: no window system, and no state of the whole process is touched.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout=layout, facecolor='white')
-    FigureCanvasAgg(figure)
-    return figure

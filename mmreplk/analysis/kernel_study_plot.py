@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 
 from .erf import contribution_scores
-from .erf_plot import COLOURS, _figure
 from .erf_report import percent
 from .far_context import CLASS_IDS, LANDS, SPLITS
+from .figures import COLOURS, new_figure
 from .kernel_study import KernelStudy
 from .kernel_study_report import (
     BIN,
@@ -44,7 +44,7 @@ def draw_study(study: KernelStudy, results: list[RunResult], path: str) -> None:
     colours = _colours(list(groups))
     columns = max(len(groups), 2)
     heights = (7.2 / (columns + 2) + 0.15, 2.5, 7.0 / columns + 0.25)  # inches
-    figure = _figure(7.2, sum(heights))
+    figure = new_figure(7.2, sum(heights))
     rows = figure.subfigures(3, 1, height_ratios=heights, hspace=0.02)
     _draw_example(rows[0], study, middle)
     left, right = rows[1].subplots(1, 2)

@@ -1,6 +1,6 @@
 """The picture of shape biases, as in Geirhos et al. (ICLR 2019, figure 4). Matplotlib."""
 
-from .erf_plot import _figure
+from .figures import new_figure
 from .shape_bias import Decisions, categories_of
 
 _MARKERS = 'osD^vP*Xph<>'
@@ -15,7 +15,7 @@ def draw_shape_bias(found: dict[str, Decisions], path: str) -> None:
     """
     from matplotlib import colormaps
     categories = categories_of(found)
-    figure = _figure(5.2, 1.5 + 0.26 * len(categories) + 0.2 * (len(found) + 1) // 2)
+    figure = new_figure(5.2, 1.5 + 0.26 * len(categories) + 0.2 * (len(found) + 1) // 2)
     ax = figure.add_subplot()
     palette = colormaps['tab10'].colors
     for index, (name, decisions) in enumerate(found.items()):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import cpu_costs, fft, fft_mend, native
+from .native_plan import ceil_div
 from .problem import Problem
 
 # Bytes of float32 copies and of spectra that are not kept; the compiled kernels' own scratch comes
@@ -211,8 +212,8 @@ def _pieces(problem: Problem, with_spectrum: bool, *maps: Tensor) -> Iterator[_P
     # Half of it: results of pieces that come and go leave holes in the heap.
     share = WORKSPACE // 4 if with_spectrum else WORKSPACE // 2
     fit, many = max(1, share // (4 * planes)), problem.multiplier
-    parts = max(_ceil(problem.channels, fit), _ceil(spectrum, share), 1)
-    channels = _ceil(_ceil(problem.channels, parts), lanes) * lanes  # whole vectors
+    parts = max(ceil_div(problem.channels, fit), ceil_div(spectrum, share), 1)
+    channels = ceil_div(ceil_div(problem.channels, parts), lanes) * lanes  # whole vectors
     images = max(1, fit // channels)
     for c in range(0, problem.channels, channels):
         end = min(c + channels, problem.channels)
@@ -220,10 +221,6 @@ def _pieces(problem: Problem, with_spectrum: bool, *maps: Tensor) -> Iterator[_P
             last = min(n + images, problem.batch)
             yield _Piece(slice(n, last), slice(c, end), slice(c * many, end * many),
                          problem._replace(batch=last - n, channels=end - c))
-
-
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 def _dense(tensor: Tensor, problem: Problem, room: dict[int, Tensor], place: int = 0) -> Tensor:

@@ -31,13 +31,14 @@ THREADS = 2
 _SLOWER = {16: 1.0, 8: 1.25, 4: 2.6}
 
 
-def _ceil(a: int, b: int) -> int:
+def ceil_div(a: int, b: int) -> int:
+    """``a / b``, rounded up."""
     return -(-a // b)
 
 
 def _shared(work: float, items: int) -> float:
     """The time of equal items in THREADS threads, and to call them from Python."""
-    return 8000 + work / items * _ceil(items, THREADS)
+    return 8000 + work / items * ceil_div(items, THREADS)
 
 
 def _cold(problem: Problem, each: float) -> float:
@@ -72,24 +73,24 @@ def _forward_costs(p: Problem, lanes: int) -> tuple[float, float]:
     top, _, left, _ = p.padding
     (out_h, out_w), (kh, kw), (down, right) = p.out_size, p.kernel, p.dilation
     tap_rows = met_taps(p.height, out_h, kh, top, down, 1)
-    planes, groups = p.batch * p.out_channels, _ceil(p.out_channels, lanes)
+    planes, groups = p.batch * p.out_channels, ceil_div(p.out_channels, lanes)
     pixels = p.height * p.width + out_h * out_w
 
     across = met_taps(p.width, out_w, kw, left, right, 4)
     move = 0.17
     if not p.channels_last:  # blocks of pixels are transposed, the last of a plane like the others
         move = 0.25
-        pixels = lanes * (_ceil(p.height * p.width, lanes) + _ceil(out_h * out_w, lanes))
+        pixels = lanes * (ceil_div(p.height * p.width, lanes) + ceil_div(out_h * out_w, lanes))
     by_channels = p.batch * groups * (tap_rows * across * 0.2 + lanes * pixels * move + 300)
     by_channels += groups * lanes * kh * kw * 0.33
 
-    vectors = _ceil(out_w, lanes)
+    vectors = ceil_div(out_w, lanes)
     across = met_taps(p.width, vectors * lanes, kw, left, right, 4 * lanes) / lanes
-    moved = p.height * _ceil(p.width, lanes) + out_h * vectors
+    moved = p.height * ceil_div(p.width, lanes) + out_h * vectors
     if kh <= STREAM_ROWS and not p.channels_last:
         # Every input row meets all rows of taps; few sums at once wait for one another, and a
         # single row of taps for its loads.
-        sums = kh * vectors / _ceil(vectors, min(8, 28 // (kh + 1)))
+        sums = kh * vectors / ceil_div(vectors, min(8, 28 // (kh + 1)))
         each = 0.122 * (1 + 1 / sums) if kh > 1 else 0.25
         products = p.height * kh * across * each
     else:
@@ -105,7 +106,7 @@ def _grad_costs(p: Problem, lanes: int) -> tuple[float, float]:
     top, _, left, _ = p.padding
     (out_h, out_w), (kh, kw), (down, right) = p.out_size, p.kernel, p.dilation
     tap_rows = met_taps(p.height, out_h, kh, top, down, 1)
-    groups, pixels = _ceil(p.out_channels, lanes), p.height * p.width + out_h * out_w
+    groups, pixels = ceil_div(p.out_channels, lanes), p.height * p.width + out_h * out_w
     columns = 4 if right == 1 else 1
 
     across = blocks = 0
@@ -113,19 +114,19 @@ def _grad_costs(p: Problem, lanes: int) -> tuple[float, float]:
         last = min(v + columns, kw)
         low, high = left - (last - 1) * right, p.width + left - v * right
         across += (last - v) * max(0, min(out_w, high) - max(0, low))
-        blocks += (last - v) * max(0, min(_ceil(out_w, lanes), _ceil(max(0, high), lanes))
+        blocks += (last - v) * max(0, min(ceil_div(out_w, lanes), ceil_div(max(0, high), lanes))
                                    - max(0, low) // lanes)
     by_channels = p.batch * groups * (tap_rows * across * 0.21 + lanes * pixels * 0.12 + 100)
     by_channels += groups * lanes * kh * kw * 0.25
 
-    moved = p.height * _ceil(p.width, lanes) + out_h * _ceil(out_w, lanes)
-    calls = (out_h + 5) * _ceil(kh, 6) * _ceil(kw, columns)
+    moved = p.height * ceil_div(p.width, lanes) + out_h * ceil_div(out_w, lanes)
+    calls = (out_h + 5) * ceil_div(kh, 6) * ceil_div(kw, columns)
     by_rows = p.batch * p.out_channels * (
         tap_rows * blocks * 0.17 + calls * 1.35 + moved * (7.0 if p.channels_last else 2.6) + 80)
     by_rows += p.out_channels * kh * kw * 3.6
 
     def items(count):
-        return count * min(_ceil(kh, 6), _ceil(8, count))
+        return count * min(ceil_div(kh, 6), ceil_div(8, count))
 
     return (1000 + _shared(by_channels, items(groups)),
             1500 + _shared(by_rows, items(p.out_channels)))
@@ -141,7 +142,7 @@ def met_taps(size: int, outs: int, kernel: int, before: int, dilation: int, bloc
         end = min(begin + block, outs)
         low, high = before - (end - 1), size - 1 + before - begin
         if high >= 0:
-            met = min(kernel, high // dilation + 1) - (_ceil(low, dilation) if low > 0 else 0)
+            met = min(kernel, high // dilation + 1) - (ceil_div(low, dilation) if low > 0 else 0)
             count += max(0, met) * (end - begin)
     return count
 
@@ -186,7 +187,7 @@ def fft_cost(problem: Problem, task: str, lanes: int) -> float:
         lanes (int): Floats of a vector.
     """
     tiles = fft_tiles(problem, lanes)
-    groups = _ceil(problem.out_channels, lanes)
+    groups = ceil_div(problem.out_channels, lanes)
     scale = 0.65 * _SLOWER[lanes] * lanes / 16
     images = groups * problem.batch * tiles.cost
     if task == 'forward':
@@ -215,11 +216,11 @@ def _cuts(size: int, outs: int, kernel: int, before: int, dilation: int) -> list
     """One axis in tiles, for several numbers of them: those that need different transforms."""
     distances = [s for u in range(kernel) if -outs < (s := dilation * u - before) < size]
     low, high = (distances[0], distances[-1]) if distances else (0, 0)
-    wanted = {*range(1, 9), *(_ceil(outs, tile) for tile in (24, 32, 48, 64, 80, 96, 112, 128, 160,
-                                                             192, 256, 384, 512))}
+    tiles = 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 384, 512
+    wanted = {*range(1, 9), *(ceil_div(outs, tile) for tile in tiles)}
     out = {}
     for parts in sorted(wanted, reverse=True):
-        outputs = _ceil(outs, parts)
+        outputs = ceil_div(outs, parts)
         if parts > 1 and outputs < 8:
             continue
         needed = inputs = 1
@@ -234,7 +235,7 @@ def _cuts(size: int, outs: int, kernel: int, before: int, dilation: int) -> list
             inputs = max(inputs, last - first)
         points = transform_length(needed)
         if points:
-            out[points] = _Cut(outputs, inputs, points, _ceil(outs, outputs))
+            out[points] = _Cut(outputs, inputs, points, ceil_div(outs, outputs))
     return list(out.values())
 
 

@@ -271,8 +271,8 @@ def test_the_picture_shows_the_shares(tmp_path, monkeypatch):
         figures.append(figure(*args, **kwargs))
         return figures[-1]
 
-    figure = cost_plot._figure
-    monkeypatch.setattr(cost_plot, '_figure', keep)
+    figure = cost_plot.new_figure
+    monkeypatch.setattr(cost_plot, 'new_figure', keep)
     part = PartCost({'depth-wise': 10, '1x1': 70, 'other': 20},
                     {'depth-wise': 1e9, '1x1': 3e9, 'other': 0})
     cost = ModelCost({'backbone': part}, (64, 96), True)

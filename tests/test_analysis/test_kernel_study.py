@@ -377,7 +377,7 @@ def test_the_axes_show_the_numbers(finished):
     study, results = finished
     groups = kernel_study_plot.by_kernel(results)
     colours = kernel_study_plot._colours(list(groups))
-    figure = kernel_study_plot._figure(7, 3)
+    figure = kernel_study_plot.new_figure(7, 3)
     left, right = figure.subplots(1, 2)
     kernel_study_plot._draw_scores(left, study, groups, colours)
     points = sorted(tuple(point) for line in left.lines if line.get_marker() == 'o'

@@ -132,8 +132,8 @@ def test_the_picture_shows_the_numbers(write, tmp_path, monkeypatch):
         figures.append(figure(*args, **kwargs))
         return figures[-1]
 
-    figure = shape_bias_plot._figure
-    monkeypatch.setattr(shape_bias_plot, '_figure', keep)
+    figure = shape_bias_plot.new_figure
+    monkeypatch.setattr(shape_bias_plot, 'new_figure', keep)
     found = read_decisions([write('a.csv', 'net', ANSWERS),
                             write('b.csv', 'undecided', [('cow1-dog1.png', 'oven')])])
     draw_shape_bias(found, str(tmp_path / 'bias.png'))
