@@ -179,19 +179,27 @@ def _convolve(x, weight, bias, padding, dilation, relu=False) -> Tensor:
     return F.relu_(out) if relu else out
 
 
-def conv2d(x, weight, bias, stride, padding, dilation, groups) -> Tensor:
-    """PyTorch's convolution, in float32 where that in float16 would hang.
+# Kernels at least so wide, of at most so many channels: see `conv2d`.
+HANGING_WIDTH = 15
+_HANGING_CHANNELS = 16
 
-    On CPUs with AVX512-FP16, oneDNN's depth-wise convolution of stride 1 in float16 never returns
-    for kernels of 15 and more (PyTorch 2.12). Other dtypes beside it are PyTorch's to refuse.
+
+def conv2d(x, weight, bias, stride, padding, dilation, groups) -> Tensor:
+    """PyTorch's convolution, in float32 where that in 16 bits would hang.
+
+    On CPUs with 16-bit instructions of AVX-512, oneDNN's depth-wise convolution of 2 to 16 channels
+    (bfloat16 on channels-last maps, float16 on all) with kernels 15 and wider never returns for
+    most sizes of the map (seen with PyTorch 2.5 and 2.12). Other dtypes beside 16 bits are
+    PyTorch's to refuse.
     """
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    if (x.device.type != 'cpu' or any(t.dtype != torch.float16 for t in tensors)
-            or weight.dim() != 4 or max(weight.shape[2:]) <= 13):
+    if (x.device.type != 'cpu' or x.dtype not in (torch.float16, torch.bfloat16)
+            or any(t.dtype != x.dtype for t in tensors) or weight.dim() != 4
+            or groups > _HANGING_CHANNELS or weight.shape[3] < HANGING_WIDTH):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     wide = (None if t is None else t.float() for t in (x, weight, bias))
     with torch.autocast('cpu', enabled=False):
-        return F.conv2d(*wide, stride, padding, dilation, groups).half()
+        return F.conv2d(*wide, stride, padding, dilation, groups).to(x.dtype)
 
 
 @dwconv2d.register_fake

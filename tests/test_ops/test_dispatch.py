@@ -433,17 +433,32 @@ def test_gradients_are_chosen_apart_from_the_forward_pass():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('last', [False, True])
 @pytest.mark.parametrize('padding', [(7, 7), (14, 0)])
-def test_pytorch_in_float16(compare, padding):
-    """Of large kernels, which PyTorch alone never ends on CPUs with AVX512-FP16."""
-    x, weight = torch.randn(2, 4, 32, 32).half(), torch.randn(4, 1, 15, 15).half()
-    bias = torch.randn(4).half()
+def test_pytorch_in_16_bits(compare, dtype, last, padding):
+    """Wide kernels of few channels, which PyTorch alone never ends on CPUs with AVX512-FP16."""
+    x, weight = torch.randn(2, 4, 32, 32).to(dtype), torch.randn(4, 1, 15, 15).to(dtype)
+    x = x.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    bias = torch.randn(4).to(dtype)
     wanted = F.conv2d(x.double(), weight.double(), bias.double(), 1, padding, 1, 4)
     out = large_kernel_dwconv2d(x, weight, bias, 1, padding, backend='torch')
-    assert out.dtype == torch.float16
-    compare(out, wanted, torch.float16)
+    assert out.dtype == dtype
+    compare(out, wanted, dtype)
     with pytest.raises(RuntimeError, match='bias type'):
         large_kernel_dwconv2d(x, weight, bias.float(), 1, padding, backend='torch')
-    with torch.autocast('cpu', dtype=torch.float16):
+    with torch.autocast('cpu', dtype=dtype):
         found = large_kernel_dwconv2d(x.float(), weight, bias, 1, padding, backend='torch')
     assert torch.equal(found, out)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_pytorch_in_16_bits_by_autocast(compare, dtype):
+    """So small that it would go to PyTorch at once, in float32."""
+    x = torch.randn(1, 2, 4, 33).to(memory_format=torch.channels_last)
+    weight = torch.randn(2, 1, 1, 15)
+    with torch.autocast('cpu', dtype=dtype):
+        out = large_kernel_dwconv2d(x, weight, None, 1, (0, 7))
+    assert out.dtype == dtype
+    compare(out, F.conv2d(x.to(dtype).double(), weight.to(dtype).double(), None, 1, (0, 7), 1, 2),
+            dtype)

@@ -83,18 +83,6 @@ def test_growth(network, tmp_path, monkeypatch):
     assert picture.read_bytes().startswith(b'\x89PNG')
 
 
-def test_float16_that_may_hang_is_skipped(network, tmp_path, monkeypatch, tiny_arch):
-    """PyTorch's own, on CPUs with AVX512-FP16."""
-    models = sys.modules['network_models']
-    right = models.replknet
-    monkeypatch.setattr(models, 'replknet', lambda arch, **options: right(
-        dict(tiny_arch, large_kernel_sizes=[15] * 4), **options))
-    rows = run(network, tmp_path, '--networks', 'RepLKNet-31B', '--sizes', 32, '--batch', 1,
-               '--dtype', 'fp16', '--candidates', 'ours', 'conv2d', 'mmpretrain')
-    assert {row['candidate']: row['status'] for row in rows} == {
-        'ours': 'ok', 'conv2d': 'skipped', 'mmpretrain': 'skipped'}
-
-
 def test_a_wrong_candidate_is_not_timed(network, tmp_path, monkeypatch):
     models = sys.modules['network_models']
     right = models.with_plain_convolutions

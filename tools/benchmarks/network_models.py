@@ -172,15 +172,6 @@ def _deployed(ours: Classifier) -> dict:
     }
 
 
-def has_large_plain_kernels(model: nn.Module) -> bool:
-    """Whether there are kernels with which PyTorch's float16 convolution hangs on some CPUs.
-
-    As `mmreplk.ops.operators.conv2d` has it, which ours goes through.
-    """
-    return any(type(module) is nn.Conv2d and module.groups > 1 and max(module.kernel_size) > 13
-               for module in model.modules())
-
-
 CANDIDATES = ('ours', 'ours channels_last', 'ours compiled', 'ours not deployed',
               'ours with_cp=large_kernel', 'ours with_cp=ffn', 'ours with_cp=True', 'conv2d',
               'conv2d channels_last', 'mmpretrain', 'mmpretrain merged', 'timm',
