@@ -1,0 +1,20 @@
+"""What the pictures of this package have in common. Matplotlib."""
+
+# Dark where pixels contribute much, as in the paper; even steps of lightness, also in grey.
+COLOURS = 'YlGnBu'
+_DPI = 300
+
+
+def new_figure(width: float, height: float, layout: str | None = 'constrained'):
+    """A figure for `savefig`, without a window system and without state of the whole process.
+
+    Args:
+        width (float): In inches, as ``height``.
+        height (float): 300 dots to the inch.
+        layout (str, optional): Matplotlib's layout engine. Defaults to 'constrained'.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout=layout, facecolor='white')
+    FigureCanvasAgg(figure)
+    return figure
