@@ -163,6 +163,7 @@ def test_optimizer(name):
     assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', recipe.lr, recipe.wd)
     assert tuple(optimizer.betas) == (0.9, 0.999)
     assert optimizer.get('eps', 1e-8) == 1e-8
+    assert optimizer.fused is True
     classifier = scope_of(name) == 'mmpretrain'
     no_decay = dict(norm_decay_mult=0.0) | (dict(bias_decay_mult=0.0) if classifier else {})
     if recipe.layer_decay:

@@ -21,7 +21,7 @@ def test_two_processes_train_and_resume_as_without_fsdp(seg_bench):
         custom_hooks=[dict(type='RecipeSamplesHook')],
         optim_wrapper=dict(
             type='OptimWrapper',
-            optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.1),
+            optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.1, fused=True),
             accumulative_counts=2,
             constructor='RepLKNetLayerDecayConstructor',
             paramwise_cfg=dict(layer_decay=0.7, norm_decay_mult=0.0)))

@@ -55,8 +55,9 @@ def bench(seg_bench):
         model=model,
         train_dataloader=loader,
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=9, val_interval=4),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.01),
-                           accumulative_counts=2),
+        optim_wrapper=dict(
+            type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.01, fused=True),
+            accumulative_counts=2),
         param_scheduler=[dict(type='PolyLR', power=1.0, begin=0, end=9, by_epoch=False)],
         custom_hooks=[dict(type='EMAHook', momentum=0.1)],
         default_hooks=dict(

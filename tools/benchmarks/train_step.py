@@ -30,7 +30,7 @@ from mmreplk.analysis.profiling import depthwise_share  # noqa: E402
 
 # Largest difference of the first losses, as a share: rounding of a network 24 blocks deep.
 TOLERANCE = {'amp': 2e-2, 'fp32': 1e-3}
-CANDIDATES = ('ours', 'ours channels_last', 'conv2d', 'conv2d channels_last')
+CANDIDATES = ('ours', 'ours channels_last', 'ours unfused AdamW', 'conv2d', 'conv2d channels_last')
 
 
 def parse_args(argv=None):
@@ -59,10 +59,10 @@ def parse_args(argv=None):
 class Step:
     """One candidate: a model, its optimizer and the batch, callable as one training step."""
 
-    def __init__(self, cfg, model, data, layout: torch.memory_format):
+    def __init__(self, optim_wrapper, model, data, layout: torch.memory_format):
         from mmengine.optim import build_optim_wrapper
         self.model = model.to(memory_format=layout)
-        self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
+        self.optimizer = build_optim_wrapper(self.model, optim_wrapper)
         self.data = data
 
     def __call__(self) -> float:
@@ -108,7 +108,10 @@ def prepare(args, device: torch.device) -> dict[str, Step]:
     for name in args.candidates:
         layout = torch.channels_last if 'channels_last' in name else torch.contiguous_format
         make = networks.with_plain_convolutions if name.startswith('conv2d') else copy.deepcopy
-        steps[name] = Step(cfg, make(model), data, layout)
+        optim_wrapper = copy.deepcopy(cfg.optim_wrapper)
+        if 'unfused' in name:
+            optim_wrapper.optimizer.pop('fused', None)
+        steps[name] = Step(optim_wrapper, make(model), data, layout)
     return steps
 
 

@@ -2,7 +2,8 @@
 # of the learning rate by 0.7, no mixup and no cutmix, EMA.
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=4e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-8),
+    optimizer=dict(
+        type='AdamW', lr=4e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-8, fused=True),
     constructor='RepLKNetLayerDecayConstructor',
     paramwise_cfg=dict(
         layer_decay=0.7, norm_decay_mult=0.0, bias_decay_mult=0.0),
