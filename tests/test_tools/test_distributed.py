@@ -115,8 +115,8 @@ class Agents:
             assert time.monotonic() < end, agent.log.read_text()
             time.sleep(0.02)
 
-    def kill_worker(self, agent, rank):
-        """Kill the worker of a local rank, as the system does when memory runs out."""
+    def signal_worker(self, agent, rank, number=signal.SIGKILL):
+        """Kill the worker of a local rank, as the system does when memory runs out, or stop it."""
         children = Path(f'/proc/{agent.pid}/task/{agent.pid}/children').read_text().split()
         for pid in children:
             try:
@@ -124,7 +124,7 @@ class Agents:
             except OSError:
                 continue
             if f'LOCAL_RANK={rank}'.encode() in content:
-                os.kill(int(pid), signal.SIGKILL)
+                os.kill(int(pid), number)
                 return
         raise AssertionError(f'no worker of rank {rank} among {children}')
 
@@ -149,7 +149,7 @@ def test_a_worker_dies(bench, agents):
     """The job names it and ends; --resume goes on, and a restart does so by itself."""
     agent = agents.start('tiny.py', 2, '--work-dir', 'killed', *LONG)
     agents.wait_for('killed/epoch_2.pth', agent)
-    agents.kill_worker(agent, 1)
+    agents.signal_worker(agent, 1)
     assert agent.wait(60) == 1
     text = agent.log.read_text()
     assert 'the process of rank 1 (local rank 1, pid' in text
@@ -160,11 +160,24 @@ def test_a_worker_dies(bench, agents):
 
     agent = agents.start('tiny.py', 2, '--work-dir', 'again', *LONG, MAX_RESTARTS=1)
     agents.wait_for('again/epoch_2.pth', agent)
-    agents.kill_worker(agent, 0)
+    agents.signal_worker(agent, 0)
     assert agent.wait(TOO_LONG) == 0, agent.log.read_text()
     assert 'resumed epoch' in agent.log.read_text()
     equal(weights(bench, 'killed', 'epoch_40.pth'), weights(bench, 'again', 'epoch_40.pth'),
           rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='finds workers in /proc')
+def test_a_worker_hangs(bench, agents):
+    """The others give it up after the timeout of the config, and torchrun ends it."""
+    agent = agents.start('tiny.py', 2, '--work-dir', 'hung', *LONG, 'env_cfg.dist_cfg.timeout=15')
+    agents.wait_for('hung/epoch_2.pth', agent)
+    agents.signal_worker(agent, 1, signal.SIGSTOP)
+    assert agent.wait(TOO_LONG) == 1
+    text = agent.log.read_text()
+    assert 'Timed out waiting 15000ms' in text
+    assert 'Unable to shutdown process' in text  # the one that hangs, by its number
 
 
 @pytest.mark.slow
@@ -184,7 +197,7 @@ def test_two_machines(bench, agents):
 
     first, second = both('killed', *LONG)
     agents.wait_for('killed/epoch_2.pth', first)
-    agents.kill_worker(second, 0)
+    agents.signal_worker(second, 0)
     assert [agent.wait(60) for agent in (first, second)] == [1, 1]
     assert 'the process of rank 1 (local rank 0, pid' in second.log.read_text()
 
