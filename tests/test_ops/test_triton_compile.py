@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion='3.2')
 if os.environ.get('TRITON_INTERPRET') == '1':
     pytest.skip('nothing is compiled under the interpreter', allow_module_level=True)
 
