@@ -58,7 +58,7 @@ def supports(problem: Problem, task: str = 'forward',
     if problem.multiplier != 1:
         return False, 'the Triton kernels have as many outputs as inputs'
     if not hasattr(triton.language, 'gather'):
-        return False, f'Triton {triton.__version__} has no tl.gather'
+        return False, f'Triton {triton.__version__} has no tl.gather; install 3.3 or later'
     if max(problem.kernel) > LARGEST_KERNEL:
         return False, f'the Triton kernels end at {LARGEST_KERNEL} taps a side'
     if _programs_at_most(problem) >= 1 << 30:

@@ -57,7 +57,7 @@ def problem(batch=64, channels=384, size=64, kernel=31, dtype=torch.float16, **c
     dict(batch=2, channels=128, size=128), dict(batch=1, channels=512, height=50, width=80),
     dict(channels_last=True)])
 def test_large_kernels_go_to_triton(on, device, dtype, sizes):
-    pytest.importorskip('triton', minversion='3.2')
+    pytest.importorskip('triton', minversion='3.3')
     on(NEW[device])
     for choose in TASKS.values():
         choice = choose(problem(dtype=dtype, **sizes))
@@ -99,7 +99,7 @@ def test_tiny_problems_stay_with_one_launch(on, device):
     (dict(batch=1 << 30, height=1, width=1), '32 bits'),
 ])
 def test_what_triton_cannot_serve_goes_to_pytorch(on, changes, why, task):
-    pytest.importorskip('triton', minversion='3.2')
+    pytest.importorskip('triton', minversion='3.3')
     on(H100)
     choice = TASKS[task](problem(**changes))
     assert choice.backend == 'torch'
@@ -109,7 +109,7 @@ def test_what_triton_cannot_serve_goes_to_pytorch(on, changes, why, task):
 
 
 def test_old_devices_stay_with_pytorch(on):
-    pytest.importorskip('triton', minversion='3.2')
+    pytest.importorskip('triton', minversion='3.3')
     for devices in ((T4, ), (RTX2080TI, ), (H100, T4), (T4, H100)):
         on(*devices)
         choice = dispatch.choose(problem())
@@ -136,7 +136,7 @@ def test_without_triton(on, monkeypatch):
 
 def test_where_triton_does_not_start(on, monkeypatch):
     """As on a machine without a C compiler: PyTorch takes over, and says why."""
-    pytest.importorskip('triton', minversion='3.2')
+    pytest.importorskip('triton', minversion='3.3')
 
     def fails():
         raise RuntimeError('Failed to find C compiler')
