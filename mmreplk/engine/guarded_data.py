@@ -99,13 +99,17 @@ class GuardedDataset(Dataset):
 
 
 def _different_sizes(sample) -> tuple | None:
-    """The sizes of image and label map in training, if they differ."""
+    """The sizes of image and label map, if they differ.
+
+    Evaluation resizes images and not their labels, which have the size of the image in its file.
+    """
     inputs = sample.get('inputs') if isinstance(sample, dict) else None
     label = getattr(sample.get('data_samples'), 'gt_sem_seg', None) if inputs is not None else None
     if not isinstance(inputs, torch.Tensor) or label is None:
         return None
     sizes = tuple(inputs.shape[-2:]), tuple(label.data.shape[-2:])
-    return sizes if sizes[0] != sizes[1] else None
+    original = tuple(sample['data_samples'].metainfo.get('ori_shape', ()))[:2]
+    return sizes if sizes[1] not in (sizes[0], original) else None
 
 
 def _wrong_labels(sample, classes: int, ignored: int) -> Iterator[int]:

@@ -25,10 +25,10 @@ class Pairs:
         (self.root / name).parent.mkdir(exist_ok=True)
         assert cv2.imwrite(str(self.root / name), picture)
 
-    def dataset(self, *transforms, **options):
+    def dataset(self, *transforms, before=(), **options):
         import mmseg.datasets  # noqa: F401  # registers its classes
-        pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), *transforms,
-                    dict(type='PackSegInputs')]
+        pipeline = [dict(type='LoadImageFromFile'), *before, dict(type='LoadAnnotations'),
+                    *transforms, dict(type='PackSegInputs')]
         with DefaultScope.overwrite_default_scope('mmseg'):
             return GuardedDataset(dict(
                 type='BaseSegDataset', data_root=str(self.root), img_suffix='.png',
@@ -99,6 +99,17 @@ def test_other_sizes_of_image_and_label(pairs):
     # mmseg itself says so in a transform that needs both, or never.
     with pytest.raises(SampleError, match=r'ann/b\.png.*differ in size: \(20, 30\) and \(10, 30\)'):
         pairs.dataset()[1]
+
+
+def test_evaluation_resizes_images_alone(pairs):
+    resize = dict(type='Resize', scale=(60, 50), keep_ratio=True)
+    data = pairs.dataset(before=[resize])
+    sample = data[0]
+    assert tuple(sample['inputs'].shape[1:]) == (40, 60)
+    assert tuple(sample['data_samples'].gt_sem_seg.data.shape[1:]) == (20, 30)
+    pairs.write('ann/b.png', np.ones((10, 30), np.uint8))
+    with pytest.raises(SampleError, match=r'differ in size: \(40, 60\) and \(10, 30\)'):
+        data[1]
 
 
 @pytest.mark.parametrize('workers', [0, 1])
