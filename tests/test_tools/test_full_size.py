@@ -37,6 +37,7 @@ def test_ade20k_config_trains_at_full_size(tmp_path):
         'train_dataloader.dataset.data_root=ade', 'val_dataloader.dataset.data_root=ade',
         'train_dataloader.batch_size=2', 'train_dataloader.num_workers=1',
         'model.backbone.init_cfg=None', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
+        'randomness.seed=0',
         'default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=2',
         # The full optimizer state would be written too: 1.4 GB for nothing.
         'default_hooks.checkpoint.save_optimizer=False', 'default_hooks.checkpoint.save_best=None',
@@ -44,9 +45,10 @@ def test_ade20k_config_trains_at_full_size(tmp_path):
     text = run('train.py', 'mmreplk::upernet_replknet31b_ade20k.py', '--work-dir', 'work',
                '--cfg-options', *options, cwd=tmp_path)
     losses = [float(loss) for loss in re.findall(r' loss: ([\d.]+)', text)]
-    # Log-uniform over 150 classes is 5.01; the auxiliary head adds 0.4 of that.
+    # Log-uniform over 150 classes is 5.01; the auxiliary head adds 0.4 of that. Where a picture is
+    # scaled down below the crop, the ignored border counts in the mean, down to a quarter.
     assert len(losses) == 2
-    assert all(3 < loss < 12 for loss in losses)
+    assert all(1.5 < loss < 12 for loss in losses)
     assert re.search(r'mIoU: [\d.]+', text)
     weights = torch.load(tmp_path / 'work' / 'iter_2.pth', weights_only=False)['state_dict']
     assert weights['backbone.stages.0.blocks.0.large_kernel.lkb_origin.conv.weight'].shape == (
