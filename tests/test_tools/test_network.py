@@ -83,6 +83,14 @@ def test_growth(network, tmp_path, monkeypatch):
     assert picture.read_bytes().startswith(b'\x89PNG')
 
 
+def test_no_prediction_is_not_timed(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(network.Inference, 'result', lambda self: torch.empty(0, 5))
+    row, = run(network, tmp_path, '--networks', 'RepLKNet-31B', '--sizes', 32, '--batch', 1,
+               '--candidates', 'ours')
+    assert (row['status'], row['candidate']) == ('failed', 'ours')
+    assert 'nothing was predicted' in row['note']
+
+
 def test_a_wrong_candidate_is_not_timed(network, tmp_path, monkeypatch):
     models = sys.modules['network_models']
     right = models.with_plain_convolutions
