@@ -10,7 +10,6 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
-from packaging.version import Version
 from torch import Tensor, nn
 
 from ..version import __version__
@@ -21,7 +20,7 @@ PARTS = ('model', 'backbone')
 _PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 _LIMIT = 1 << 31  # bytes of a protobuf message
 # Before torch 2.6 the exporter of captured graphs ties them to the sizes of the example.
-_TRACES_GRAPHS = Version(torch.__version__) >= Version('2.6')
+_TRACES_GRAPHS = torch.__version__ >= '2.6'
 
 
 class BinAveragePool2d(nn.Module):

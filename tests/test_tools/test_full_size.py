@@ -45,10 +45,10 @@ def test_ade20k_config_trains_at_full_size(tmp_path):
     text = run('train.py', 'mmreplk::upernet_replknet31b_ade20k.py', '--work-dir', 'work',
                '--cfg-options', *options, cwd=tmp_path)
     losses = [float(loss) for loss in re.findall(r' loss: ([\d.]+)', text)]
-    # Log-uniform over 150 classes is 5.01; the auxiliary head adds 0.4 of that. Where a picture is
-    # scaled down below the crop, the ignored border counts in the mean, down to a quarter.
+    # Log-uniform over 150 classes is 5.01; the auxiliary head adds 0.4 of that. The seed
+    # matters: where a picture is scaled down below the crop, the ignored border counts in the mean.
     assert len(losses) == 2
-    assert all(1.5 < loss < 12 for loss in losses)
+    assert all(3 < loss < 12 for loss in losses)
     assert re.search(r'mIoU: [\d.]+', text)
     weights = torch.load(tmp_path / 'work' / 'iter_2.pth', weights_only=False)['state_dict']
     assert weights['backbone.stages.0.blocks.0.large_kernel.lkb_origin.conv.weight'].shape == (
