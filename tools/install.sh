@@ -129,8 +129,11 @@ precompile_headers() { # DIR FLAG...: torch's headers in DIR
     [ ! -f "$header.gch" ] || return 0
     mkdir -p "$1"
     echo '#include <torch/types.h>' >"$header"
-    mapfile -t flags < <("$py" -c 'from torch.utils.cpp_extension import include_paths
-print(*("-I" + path for path in include_paths()), sep="\n")')
+    mapfile -t flags < <("$py" -c 'import torch
+from torch.utils.cpp_extension import include_paths
+print(*("-I" + path for path in include_paths()), sep="\n")
+if not torch.compiled_with_cxx11_abi():  # as of PyPI before 2.6; torch tells the build the same
+    print("-D_GLIBCXX_USE_CXX11_ABI=0")')
     flags+=("${@:2}" -fPIC -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext -w)
     "${CXX:-c++}" "${flags[@]}" -x c++-header "$header" -o "$header.part" &&
         mv "$header.part" "$header.gch" &&

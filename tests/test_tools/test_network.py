@@ -84,7 +84,7 @@ def test_growth(network, tmp_path, monkeypatch):
 
 
 def test_no_prediction_is_not_timed(network, tmp_path, monkeypatch):
-    monkeypatch.setattr(network.Inference, 'result', lambda self: torch.empty(0, 5))
+    monkeypatch.setattr(network.Inference, 'result', lambda self: torch.zeros(1, 100))
     row, = run(network, tmp_path, '--networks', 'RepLKNet-31B', '--sizes', 32, '--batch', 1,
                '--candidates', 'ours')
     assert (row['status'], row['candidate']) == ('failed', 'ours')
@@ -119,6 +119,30 @@ def test_segmentors_and_detectors(network, tmp_path, monkeypatch, request):
     rows = run(network, tmp_path, '--suite', 'dense')
     assert {row['network'] for row in rows} == {'segmentor', 'detector'}
     assert all(row['status'] == 'ok' for row in rows), rows
+
+
+def test_a_cascade_finds_something(network, tmp_path, tiny_arch):
+    pytest.importorskip('mmcv._ext', reason='mmdet needs MMCV with compiled operators')
+    dense, networks = sys.modules['network_dense'], sys.modules['networks']
+    config = tmp_path / 'cascade.py'
+    few = dict(nms_pre=20, max_per_img=20, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0)
+    config.write_text(f"""
+_base_ = 'mmreplk::cascade_mask_rcnn_replknet31b_coco.py'
+model = dict(
+    backbone=dict(arch={tiny_arch | dict(_delete_=True)!r}),
+    neck=dict(in_channels={tiny_arch['channels']!r}),
+    test_cfg=dict(rpn={few!r}))
+""")
+    torch.manual_seed(0)
+    _, model = networks.build(str(config), (64, 96))
+    predictor = dense.Predictor(model, (64, 96)).eval()
+    with torch.inference_mode():
+        x = torch.randn(2, 3, 64, 96)
+        assert not predictor(x).any()
+        scores = dense.spread_scores(predictor)(x)
+    assert scores.shape == (2, dense.DETECTIONS)
+    assert scores[:, 0].min() > 0.05
+    assert not predictor.training
 
 
 def test_timm(network):

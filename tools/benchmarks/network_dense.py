@@ -3,6 +3,7 @@
 import copy
 
 import torch
+import torch.nn.functional as F
 from network_models import Candidate, randomize
 from networks import build, with_plain_convolutions
 from torch import nn
@@ -13,6 +14,8 @@ DENSE = {
     'UperNet-31B': ('mmreplk::upernet_replknet31b_ade20k.py', (512, 2048)),
     'Cascade-31B': ('mmreplk::cascade_mask_rcnn_replknet31b_coco.py', (800, 1280)),
 }
+# Detections of an image that are compared: as many as COCO counts.
+DETECTIONS = 100
 
 
 class Predictor(nn.Module):
@@ -28,13 +31,16 @@ class Predictor(nn.Module):
         self.model, self.shape = model, shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits ``(N, classes, H, W)`` of a segmentor; ``(boxes, 5)`` of a detector."""
+        """Logits ``(N, classes, H, W)`` of a segmentor, highest scores ``(N, 100)`` of a detector.
+
+        Scores alone, in order: rounding may exchange boxes of nearly the same score.
+        """
         found = self.model(x, self._samples(len(x)), mode='predict')
         if hasattr(found[0], 'seg_logits'):
             return torch.stack([sample.seg_logits.data for sample in found])
-        return torch.cat([torch.cat([sample.pred_instances.bboxes,
-                                     sample.pred_instances.scores[:, None]], 1)
-                          for sample in found])
+        scores = [sample.pred_instances.scores.sort(descending=True).values[:DETECTIONS]
+                  for sample in found]
+        return torch.stack([F.pad(each, (0, DETECTIONS - len(each))) for each in scores])
 
     def _samples(self, count: int) -> list:
         if hasattr(self.model, 'decode_head'):
@@ -46,6 +52,35 @@ class Predictor(nn.Module):
         return [Sample(metainfo=dict(meta)) for _ in range(count)]
 
 
+def spread_scores(predictor: Predictor) -> Predictor:
+    """Give a cascade of box heads with random weights scores as uneven as trained ones, in place.
+
+    Untrained, every class of every box has about the same score, below the threshold of the config:
+    there would be no box and no mask to compute. So that some of a thousand boxes stand out, logits
+    get a mean of 0 and a standard deviation of 2 over the boxes of a small image, and those of the
+    background 6 more.
+    """
+    if not hasattr(predictor.model, 'roi_head'):
+        return predictor
+
+    def rescale(layer, inputs, logits):
+        factor = 2 / logits.std(0).mean()
+        layer.weight *= factor
+        layer.bias.copy_((layer.bias - logits.mean(0)) * factor)
+        layer.bias[-1] += 6
+
+    hooks = [head.fc_cls.register_forward_hook(rescale)
+             for head in predictor.model.roi_head.bbox_head]
+    training = predictor.training
+    with torch.no_grad():
+        Predictor(predictor.model.eval(), (256, 256))(
+            torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)))
+    predictor.train(training)
+    for hook in hooks:
+        hook.remove()
+    return predictor
+
+
 def cases(args):
     """Cases for network.py, one image at a time."""
     nchw, last = torch.contiguous_format, torch.channels_last
@@ -53,7 +88,7 @@ def cases(args):
         config, shape = DENSE[name]
         for dtype in args.dtype:
             _, model = build(config, shape)
-            model = Predictor(randomize(model), shape)
+            model = spread_scores(Predictor(randomize(model), shape))
 
             def deployed(model=model):
                 model = copy.deepcopy(model)

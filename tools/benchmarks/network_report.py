@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from plots import LABELS, STYLES, Panel, Point, _figure, _finish, draw_curves
+from plots import LABELS, STYLES, Panel, Point, draw_curves, save_figure
 from rows import markdown
+
+from mmreplk.analysis.figures import new_figure
 
 _COLOURS = {name: colour for name, (colour, _) in STYLES.items()} | {
     'ours compiled': '#882255', 'ours not deployed': '#CC79A7', 'mmpretrain': '#555555',
@@ -64,8 +66,7 @@ def _draw_bars(path: Path, rows: list[dict]) -> None:
         panels.setdefault(key, {}).setdefault(row['network'], []).append(row)
     heights = [sum(len(group) + 0.8 for group in networks.values())
                for networks in panels.values()]
-    figure, _ = _figure(1, 1, 8.5, 1.0 + 0.24 * sum(heights) + 0.5 * len(panels))
-    figure.clear()
+    figure = new_figure(8.5, 1.0 + 0.24 * sum(heights) + 0.5 * len(panels), dpi=160)
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
     for ax, ((mode, dtype, batch, height, width), networks) in zip(
             axes.flat, panels.items(), strict=True):
@@ -89,7 +90,7 @@ def _draw_bars(path: Path, rows: list[dict]) -> None:
         ax.tick_params(axis='y', length=0)
         for side in ('top', 'right'):
             ax.spines[side].set_visible(False)
-    _finish(figure, axes, f'Whole networks, {rows[0]["device"]}', path)
+    save_figure(figure, axes, f'Whole networks, {rows[0]["device"]}', path)
 
 
 def _draw_growth(path: Path, rows: list[dict]) -> None:

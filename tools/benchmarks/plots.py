@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from mmreplk.analysis.figures import new_figure
+
 # Okabe and Ito's palette: told apart by colour-blind readers, too. Marks differ as well.
 STYLES = {
     'ours': ('#D55E00', 'o'),
@@ -55,7 +57,7 @@ def draw_curves(path: Path, title: str, panels: list[Panel], xlabel: str, ylabel
     """Panels side by side, both axes logarithmic, one legend below. Raises OSError."""
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure, axes = _figure(columns, lines, 4.2 * max(columns, 2), 3.9 * lines)
+    figure, axes = axes_grid(columns, lines, 4.2 * max(columns, 2), 3.9 * lines)
     names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
     for number, panel in enumerate(panels):
         ax = axes[number // columns][number % columns]
@@ -80,13 +82,13 @@ def draw_curves(path: Path, title: str, panels: list[Panel], xlabel: str, ylabel
         _tidy(ax)
     for number in range(len(panels), columns * lines):
         axes[number // columns][number % columns].set_visible(False)
-    _finish(figure, axes, title, path)
+    save_figure(figure, axes, title, path)
 
 
 def draw_marks(path: Path, title: str, labels: list[str], series: dict[str, list[float | None]],
                bounds: dict[str, list[float]], xlabel: str) -> None:
     """One line for each label, a mark for each candidate on a logarithmic axis. Raises OSError."""
-    figure, axes = _figure(1, 1, 9, 1.8 + 0.36 * len(labels))
+    figure, axes = axes_grid(1, 1, 9, 1.8 + 0.36 * len(labels))
     ax = axes[0][0]
     for y in range(len(labels)):
         ax.axhline(y, color='#DDDDDD', linewidth=0.8, zorder=0)
@@ -104,12 +106,12 @@ def draw_marks(path: Path, title: str, labels: list[str], series: dict[str, list
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.tick_params(axis='y', length=0)
     _tidy(ax, 'x')
-    _finish(figure, axes, title, path)
+    save_figure(figure, axes, title, path)
 
 
 def draw_steps(path: Path, rows: list[dict]) -> None:
     """Bars of `train_step.py`: depth-wise convolutions, and the rest of a step. Raises OSError."""
-    figure, axes = _figure(1, 1, 8, 1.4 + 0.45 * len(rows))
+    figure, axes = axes_grid(1, 1, 8, 1.4 + 0.45 * len(rows))
     ax, ys = axes[0][0], range(len(rows))
     names = [LABELS.get(row['candidate'], row['candidate']) for row in rows]
     times = [row['median_ms'] / 1e3 for row in rows]
@@ -125,7 +127,7 @@ def draw_steps(path: Path, rows: list[dict]) -> None:
     for side in ('top', 'right'):
         ax.spines[side].set_visible(False)
     row = rows[0]
-    _finish(figure, axes, f'Training step, {row["config"].removeprefix("mmreplk::")}, batch '
+    save_figure(figure, axes, f'Training step, {row["config"].removeprefix("mmreplk::")}, batch '
             f'{row["batch"]}, crop {row["crop"]}, {row["dtype"]}', path)
 
 
@@ -177,12 +179,9 @@ def _panel(shape, group) -> Panel:
                  curves, bounds)
 
 
-def _figure(columns: int, lines: int, width: float, height: float):
-    # Not pyplot: no window system, and no state of the whole process is touched.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), dpi=160, layout='constrained')
-    FigureCanvasAgg(figure)
+def axes_grid(columns: int, lines: int, width: float, height: float):
+    """A figure of some inches, and its axes as an array ``(lines, columns)``."""
+    figure = new_figure(width, height, dpi=160)
     return figure, figure.subplots(lines, columns, squeeze=False)
 
 
@@ -206,7 +205,8 @@ def _tidy(ax, axis: str = 'both') -> None:
         ax.spines[side].set_visible(False)
 
 
-def _finish(figure, axes, title: str, path: Path) -> None:
+def save_figure(figure, axes, title: str, path: Path) -> None:
+    """Add one legend for all axes and a title, and write the file. Raises OSError."""
     entries = {}
     for ax in axes.flat:
         entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
