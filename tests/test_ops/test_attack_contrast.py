@@ -125,6 +125,35 @@ def test_several_tiles_and_channel_tails(contrast, last, monkeypatch):
 
 
 @needs_kernels
+@pytest.mark.parametrize(('size', 'kernel', 'dilation'),
+                         [(31, 13, 1), (31, 12, 1), (31, 7, 2), (35, 11, 1)])  # cells: 6, 6, 3, 5
+def test_wherever_the_huge_input_lies(size, kernel, dilation):
+    """A channel for each pixel of the map, in which this one is huge."""
+    pad = dilation * (kernel - 1) // 2
+    x, weight = torch.randn(size * size, size * size), torch.randn(size * size, 1, kernel, kernel)
+    x.fill_diagonal_(1e8)
+    x = x.view(1, -1, size, size)
+    right = F.conv2d(x.double(), weight.double(), None, 1, pad, dilation, size * size)
+    seen = F.max_pool2d(F.pad(x.double().abs(), (pad, ) * 4), kernel, 1, dilation=dilation)
+    out = large_kernel_dwconv2d(x, weight, None, 1, pad, dilation, backend='fft')
+    taps = weight.double().square().sum((1, 2, 3)).sqrt()[:, None, None]
+    assert bool(((out - right).abs() <= PROMISE * seen * taps).all())
+
+
+@needs_kernels
+@pytest.mark.parametrize('value', [1e-25, 1e-30])
+def test_inputs_too_small_to_be_squared(value):
+    """Their squares are 0 in float32, as those of a plane of zeros."""
+    x, weight = torch.zeros(1, 20, 40, 40), torch.randn(20, 1, 13, 13)
+    x[:, ::2, 0, 0], x[:, 1, 20, 20] = value, 1
+    out = large_kernel_dwconv2d(x, weight, padding=6, backend='fft')
+    assert not out[:, ::2, 7:].any()
+    assert not out[:, ::2, :, 7:].any()
+    right = value * weight[::2, 0, :7, :7].flip(1, 2)
+    torch.testing.assert_close(out[0, ::2, :7, :7], right, rtol=1e-5, atol=1e-5 * value)
+
+
+@needs_kernels
 @pytest.mark.parametrize('size', [56, 14])
 def test_ordinary_maps_take_no_second_pass(size, monkeypatch):
     """The bits are those of kernels that look for nothing: normal numbers, and those after ReLU.
