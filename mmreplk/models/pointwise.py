@@ -1,5 +1,7 @@
 """1x1 convolutions, which take nine tenths of a RepLKNet's time once its large kernels are fast."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -121,4 +123,17 @@ def _runs_products(x: Tensor) -> bool:
             and not torch.is_autocast_enabled('cpu')
             # What reads or rewrites the network, such as an exporter, is to find a convolution.
             and not torch.jit.is_tracing() and not torch.compiler.is_compiling()
-            and _get_current_dispatch_mode() is None)
+            and _get_current_dispatch_mode() is None
+            and _multiplies(x.dtype))
+
+
+@cache
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has these products on this CPU: without AVX-512 it has none of bfloat16."""
+    one = torch.ones(1, 2, dtype=dtype)
+    try:
+        torch.ops.mkldnn._linear_pointwise(one, one, None, 'gelu', [], 'none')
+        torch.ops.mkldnn._linear_pointwise.binary(one, one[:, :1].contiguous(), one, None, 'add')
+    except RuntimeError:
+        return False
+    return True

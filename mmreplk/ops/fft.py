@@ -124,7 +124,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
     oh, ow = problem.out_size
     size = [vertical.length, horizontal.length]
     for images, inputs, outputs in _blocks(problem):
-        product = torch.fft.rfft2(_wide(x[images, inputs]), s=size)
+        product = torch.fft.rfft2(_map(x[images, inputs]), s=size)
         product = product.repeat_interleave(problem.multiplier, 1)
         product *= (spectrum_of_weight(weight[outputs], problem)
                     if spectrum is None else spectrum[outputs])
@@ -146,9 +146,9 @@ def weight_grad(x: Tensor, grad: Tensor, problem: Problem) -> Tensor:
     rows, columns = _positions(x, vertical, horizontal)
     sums: dict[tuple[int, int], Tensor] = {}
     for images, inputs, outputs in _blocks(problem, images_last=True):
-        product = torch.fft.rfft2(_wide(x[images, inputs]), s=size)
+        product = torch.fft.rfft2(_map(x[images, inputs]), s=size)
         product = product.repeat_interleave(problem.multiplier, 1)
-        product *= torch.fft.rfft2(_wide(grad[images, outputs]), s=size).conj_physical_()
+        product *= torch.fft.rfft2(_map(grad[images, outputs]), s=size).conj_physical_()
         key = outputs.start, outputs.stop
         sums[key] = sums[key] + product.sum(0) if key in sums else product.sum(0)
         if images.stop == problem.batch:
@@ -177,6 +177,11 @@ def _blocks(problem: Problem, images_last: bool = False):
         last = min(c + channels, problem.channels)
         yield (slice(n, min(n + images, problem.batch)), slice(c, last),
                slice(c * problem.multiplier, last * problem.multiplier))
+
+
+def _map(tensor: Tensor) -> Tensor:
+    # MKL, as PyTorch 2.5 calls it, refuses elements that share memory, as those of an expanded map.
+    return _wide(tensor.contiguous() if 0 in tensor.stride() else tensor)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmreplk import RepLKNet
+from mmreplk.models import pointwise
 from mmreplk.models.pointwise import PointwiseConv2d
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -52,6 +53,26 @@ def test_results_of_conv2d(dtype, limit, layout, bias, activation, with_residual
         assert (out - expected).abs().max() <= limit * max(expected.abs().max(), 1)
         assert torch.equal(x, kept[0])
         assert residual is None or torch.equal(residual, kept[1])
+
+
+@torch.no_grad()
+def test_a_cpu_without_products_of_a_type(monkeypatch):
+    """As those without AVX-512 have none of bfloat16: the convolution serves, for this type alone."""
+    monkeypatch.setattr(pointwise, '_multiplies', lambda dtype: dtype == torch.float32)
+    for dtype, count in ((torch.float32, 1), (torch.bfloat16, 0)):
+        conv = PointwiseConv2d(6, 10, activation='gelu').to(dtype)
+        x = maps(2, 6, 4, 3, dtype=dtype)
+        called, out = products(lambda conv=conv, x=x: conv(x))
+        assert called == count
+        torch.testing.assert_close(out, F.gelu(nn.Conv2d.forward(conv, x)), rtol=0.03, atol=0.03)
+
+
+def test_what_the_cpu_lacks_is_found_out(monkeypatch):
+    def lacking(*args):
+        raise RuntimeError('could not create a primitive descriptor')
+
+    monkeypatch.setattr(torch.ops.mkldnn, '_linear_pointwise', lacking)
+    assert not pointwise._multiplies.__wrapped__(torch.float32)
 
 
 def test_gradients_are_those_of_conv2d():
