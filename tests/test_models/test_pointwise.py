@@ -57,7 +57,7 @@ def test_results_of_conv2d(dtype, limit, layout, bias, activation, with_residual
 
 @torch.no_grad()
 def test_a_cpu_without_products_of_a_type(monkeypatch):
-    """As those without AVX-512 have none of bfloat16: the convolution serves, for this type alone."""
+    """As those without AVX-512 have none of bfloat16: the convolution serves, for that alone."""
     monkeypatch.setattr(pointwise, '_multiplies', lambda dtype: dtype == torch.float32)
     for dtype, count in ((torch.float32, 1), (torch.bfloat16, 0)):
         conv = PointwiseConv2d(6, 10, activation='gelu').to(dtype)
