@@ -71,6 +71,15 @@ def check(case, contrast, kind, scale=1.0):
             f'{name}: {((a - b).abs() / allowed).max():.3g} times what is promised')
 
 
+def keeps_promise(out, x, weight, padding, dilation=1):
+    """Of a convolution with square kernels and one output a channel, without a bias."""
+    kernel, sides = weight.shape[-1], (padding, ) * 4
+    right = F.conv2d(x.double(), weight.double(), None, 1, padding, dilation, len(weight))
+    seen = F.max_pool2d(F.pad(x.double().abs(), sides), kernel, 1, dilation=dilation)
+    taps = weight.double().square().sum((1, 2, 3)).sqrt()[:, None, None]
+    return bool(((out - right).abs() <= PROMISE * seen * taps).all())
+
+
 contrasts = st.sampled_from([10.0, 3e2, 2e3, 5e3, 1e5, 1e6, 1e12, 1e20])
 kinds = st.sampled_from(['pixel', 'corners', 'slope', 'zeros'])
 
@@ -117,11 +126,8 @@ def test_several_tiles_and_channel_tails(contrast, last, monkeypatch):
     x[0, :, 70, 80:120] = contrast
     x[1, 34, 3, 3] = -contrast
     x = x.contiguous(memory_format=torch.channels_last) if last else x
-    right = F.conv2d(x.double(), weight.double(), padding=4, groups=35)
-    seen = F.max_pool2d(F.pad(x.double().abs(), (4, ) * 4), 9, 1)
     out = large_kernel_dwconv2d(x, weight, padding=4, backend='fft')
-    taps = weight.double().square().sum((1, 2, 3)).sqrt()[:, None, None]
-    assert bool(((out - right).abs() <= PROMISE * seen * taps).all())
+    assert keeps_promise(out, x, weight, 4)
 
 
 @needs_kernels
@@ -133,11 +139,8 @@ def test_wherever_the_huge_input_lies(size, kernel, dilation):
     x, weight = torch.randn(size * size, size * size), torch.randn(size * size, 1, kernel, kernel)
     x.fill_diagonal_(1e8)
     x = x.view(1, -1, size, size)
-    right = F.conv2d(x.double(), weight.double(), None, 1, pad, dilation, size * size)
-    seen = F.max_pool2d(F.pad(x.double().abs(), (pad, ) * 4), kernel, 1, dilation=dilation)
     out = large_kernel_dwconv2d(x, weight, None, 1, pad, dilation, backend='fft')
-    taps = weight.double().square().sum((1, 2, 3)).sqrt()[:, None, None]
-    assert bool(((out - right).abs() <= PROMISE * seen * taps).all())
+    assert keeps_promise(out, x, weight, pad, dilation)
 
 
 @needs_kernels
@@ -193,11 +196,7 @@ def test_both_gradients_in_one_pass_decline(kind, monkeypatch):
         leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
         out = large_kernel_dwconv2d(*leaves, padding=6, backend='fft')
         found, _ = torch.autograd.grad(out, leaves, grad_of_x)
-        turned = weight.double().flip(2, 3)
-        right = F.conv2d(grad_of_x.double(), turned, padding=6, groups=20)
-        seen = F.max_pool2d(F.pad(grad_of_x.double().abs(), (6, ) * 4), 13, 1)
-        taps = weight.double().square().sum((1, 2, 3)).sqrt()[:, None, None]
-        assert bool(((found - right).abs() <= PROMISE * seen * taps).all())
+        assert keeps_promise(found, grad_of_x, weight.flip(2, 3), 6)
     assert [answer is None for answer in answers] == [False, True]
 
 

@@ -160,7 +160,7 @@ def run_case(makes: dict, shape: tuple[int, ...], mode: str, dtype: str, args, d
         except Exception as error:  # a candidate may lack a kernel, a compiler or memory
             refuse(name, 'failed', f'{type(error).__name__}: {str(error).splitlines()[0][:200]}')
             continue
-        if not result.any():  # as of a detector with random weights
+        if not result.any():  # as of a detector that finds no box
             refuse(name, 'failed', 'nothing was predicted, so there is nothing to compare')
             continue
         reference = first.setdefault(candidate.group, result)

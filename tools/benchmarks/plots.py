@@ -128,7 +128,7 @@ def draw_steps(path: Path, rows: list[dict]) -> None:
         ax.spines[side].set_visible(False)
     row = rows[0]
     save_figure(figure, axes, f'Training step, {row["config"].removeprefix("mmreplk::")}, batch '
-            f'{row["batch"]}, crop {row["crop"]}, {row["dtype"]}', path)
+                f'{row["batch"]}, crop {row["crop"]}, {row["dtype"]}', path)
 
 
 def draw_rows(path: Path, rows: list[dict], title: str | None = None) -> None:
