@@ -32,6 +32,7 @@ if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
         finite_loss,
         fsdp,
         layer_decay,
+        metrics_file,
         repeatable,
         samples_hook,
     )

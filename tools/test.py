@@ -10,7 +10,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
-    from mmreplk.engine import cli, evaluation, fsdp, launch, preflight
+    from mmreplk.engine import cli, evaluation, fsdp, launch, metrics_file, preflight
     from mmreplk.engine.guarded_data import guard_data
     from mmreplk.models.reading import forbid_code
 except (ImportError, RuntimeError) as error:
@@ -40,6 +40,7 @@ def main():
         cfg.load_from, cfg.resume = args.checkpoint, False
         preflight.preflight_test(cfg, args.launcher)
         evaluation.name_as_test(cfg)
+        metrics_file.use_safe_metrics(cfg)
         notes.append(fsdp.unshard(cfg))
         if args.tta:
             evaluation.use_tta(cfg)

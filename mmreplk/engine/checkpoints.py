@@ -16,8 +16,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from ..models.reading import UnsafeFileError, read_any, read_checkpoint, trusted
-from .cpu import import_in_config
 from .paths import is_remote
+from .stand_ins import replace_default_hook
 from .whole_files import DRAFT, write_whole
 
 BACKEND = 'mmreplk_whole_files'
@@ -143,11 +143,7 @@ def use_safe_checkpoints(cfg: Config) -> None:
     Args:
         cfg (Config): The full config, changed in place.
     """
-    hooks = cfg.get('default_hooks') or {}
-    hook = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))  # the Runner's default
-    if hook and hook.get('type') in ('CheckpointHook', CheckpointHook):
-        cfg.default_hooks = {**hooks, 'checkpoint': {**hook, 'type': 'SafeCheckpointHook'}}
-        import_in_config(cfg, 'mmreplk')
+    replace_default_hook(cfg, 'checkpoint', CheckpointHook, 'SafeCheckpointHook', interval=1)
 
 
 def resume_restarted(cfg: Config) -> None:

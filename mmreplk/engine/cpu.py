@@ -9,6 +9,8 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 
+from .stand_ins import import_in_config
+
 
 @OPTIM_WRAPPERS.register_module()
 class CpuAmpOptimWrapper(OptimWrapper):
@@ -78,17 +80,3 @@ def use_cpu_modules(cfg: Config, distributed: bool) -> list[str]:
             cfg.env_cfg.dist_cfg.backend = 'gloo'
         import_in_config(cfg, __name__)
     return notes
-
-
-def import_in_config(cfg: Config, module: str) -> None:
-    """Let the config that the Runner writes to the work dir load classes of ours by itself.
-
-    Args:
-        cfg (Config): The full config, changed in place.
-        module (str): The module that registers them.
-    """
-    imports = cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
-    names = imports['imports']
-    names = [names] if isinstance(names, str) else list(names)
-    imports['imports'] = names if module in names else [*names, module]
-    cfg.custom_imports = imports

@@ -109,6 +109,8 @@ def test_segmentor(seg_bench):
     one = bench.metrics('run')
     assert 0 < one['mIoU'] < 100
     assert bench.metrics('two_run') == one
+    # Otherwise both processes would write the file of metrics, and it may be no JSON.
+    assert 'SafeLoggerHook' in (bench.folder / 'two_run/tiny_test.py').read_text()
     # The running statistics are the same on both processes, and those of the checkpoint.
     assert run.metric('mIoU') == pytest.approx(one['mIoU'], abs=1e-3)
     names = {f'{index}.png' for index in range(5)}
