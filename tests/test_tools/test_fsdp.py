@@ -13,9 +13,11 @@ def train(bench, name, *options):
 
 @pytest.mark.slow
 def test_two_processes_train_and_resume_as_without_fsdp(seg_bench):
+    # From the same weights: the runners may draw from the generator in another order before.
     bench, states = seg_bench, {}
     bench.write(
         'plain.py',
+        load_from=bench.checkpoint(),
         model=bench.config['model'] | dict(
             backbone=bench.config['model']['backbone'] | dict(with_cp=True)),
         custom_hooks=[dict(type='RecipeSamplesHook')],
