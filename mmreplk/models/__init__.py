@@ -6,4 +6,12 @@ from .replknet import RepLKNet
 # For conv_cfg=dict(type='mmreplk.LargeKernelDWConv2d'). mmreplk.ops itself needs nothing but torch.
 MODELS.register_module(module=LargeKernelDWConv2d)
 
+
+@MODELS.register_module(name='UPerHead')
+def _uper_head(*args, **kwargs):
+    """Build the head of that name; nothing else of mmreplk needs MMSegmentation."""
+    from .uper_head import UPerHead
+    return UPerHead(*args, **kwargs)
+
+
 __all__ = ['EnlargedBackbone', 'LargeKernelDWConv2d', 'RepLKNet']

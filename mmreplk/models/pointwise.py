@@ -64,10 +64,10 @@ class PointwiseConv2d(nn.Conv2d):
         return out if residual is None else residual + out
 
     def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        rows, weight = _rows(x), self.weight[:, :, 0, 0]
+        rows, weight = pixels(x), self.weight[:, :, 0, 0]
         linear = torch.ops.mkldnn._linear_pointwise
         if residual is not None and self.activation is None:
-            out = linear.binary(rows, _rows(residual), weight, self.bias, 'add')
+            out = linear.binary(rows, pixels(residual), weight, self.bias, 'add')
             residual = None
         else:
             # Not 'relu': oneDNN's makes 0 of NaN.
@@ -83,7 +83,8 @@ class PointwiseConv2d(nn.Conv2d):
         return super().extra_repr() + (f', activation={self.activation}' if self.activation else '')
 
 
-def _rows(x: Tensor) -> Tensor:
+def pixels(x: Tensor) -> Tensor:
+    """A map ``(N, C, H, W)`` as a matrix ``(N * H * W, C)``, a view of channels-last ones."""
     return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
@@ -97,7 +98,7 @@ def faster_channels_last(x: Tensor, conv: nn.Conv2d) -> bool:
         x (Tensor): Images ``(N, C, H, W)``.
         conv (nn.Conv2d): One of the network's 1x1 convolutions.
     """
-    return (isinstance(conv, PointwiseConv2d) and x.dim() == 4 and _runs_products(x)
+    return (isinstance(conv, PointwiseConv2d) and x.dim() == 4 and runs_products(x)
             and not torch.is_grad_enabled()
             and not x.is_contiguous(memory_format=torch.channels_last))
 
@@ -105,7 +106,7 @@ def faster_channels_last(x: Tensor, conv: nn.Conv2d) -> bool:
 def _fuses(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> bool:
     """Whether oneDNN's product of matrices can serve."""
     tensors = [t for t in (x, weight, bias, residual) if t is not None]
-    return (_runs_products(x) and all(_are_rows(t) for t in (x, residual) if t is not None)
+    return (runs_products(x) and all(_are_rows(t) for t in (x, residual) if t is not None)
             and all(t.dtype == x.dtype and type(t) in (Tensor, nn.Parameter) for t in tensors)
             and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)))
 
@@ -116,8 +117,8 @@ def _are_rows(x: Tensor) -> bool:
             and x.shape[1] > 1)  # with one channel the formats are the same
 
 
-def _runs_products(x: Tensor) -> bool:
-    """Whether products of oneDNN may stand for convolutions of x."""
+def runs_products(x: Tensor) -> bool:
+    """Whether products of oneDNN may stand for convolutions of x, gradients aside."""
     return (x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16)
             and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
             and not torch.is_autocast_enabled('cpu')

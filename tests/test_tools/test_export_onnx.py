@@ -13,8 +13,8 @@ from mmengine.config import Config
 from mmreplk.engine import deploy, onnx_export
 
 PSP = dict(
-    type='UPerHead', in_channels=[4, 8], in_index=[0, 1], pool_scales=(1, 2, 3, 6), channels=8,
-    dropout_ratio=0.0, num_classes=2, norm_cfg=dict(type='SyncBN'),
+    type='mmreplk.UPerHead', in_channels=[4, 8], in_index=[0, 1], pool_scales=(1, 2, 3, 6),
+    channels=8, dropout_ratio=0.0, num_classes=2, norm_cfg=dict(type='SyncBN'),
     loss_decode=dict(type='CrossEntropyLoss'))
 
 

@@ -5,7 +5,7 @@ import copy
 import torch
 import torch.nn.functional as F
 from network_models import Candidate, randomize
-from networks import build, with_plain_convolutions
+from networks import build, resized_first, with_plain_convolutions
 from torch import nn
 
 # Config, and height and width of the image: those at which the papers count.
@@ -37,7 +37,9 @@ class Predictor(nn.Module):
         """
         found = self.model(x, self._samples(len(x)), mode='predict')
         if hasattr(found[0], 'seg_logits'):
-            return torch.stack([sample.seg_logits.data for sample in found])
+            # Without a copy of one image's: it would take longer than a convolution.
+            return (found[0].seg_logits.data[None] if len(found) == 1 else
+                    torch.stack([sample.seg_logits.data for sample in found]))
         scores = [sample.pred_instances.scores.sort(descending=True).values[:DETECTIONS]
                   for sample in found]
         return torch.stack([F.pad(each, (0, DETECTIONS - len(each))) for each in scores])
@@ -100,6 +102,8 @@ def cases(args):
                 'ours channels_last': (deployed, last),
                 'ours not deployed': (lambda model=model: copy.deepcopy(model), nchw),
             }
+            if hasattr(getattr(model.model, 'decode_head', None), 'resize_last'):
+                ways['ours resize first'] = lambda make=deployed: resized_first(make()), nchw
             for way, layout in (('conv2d', nchw), ('conv2d channels_last', last)):
                 ways[way] = lambda make=deployed: with_plain_convolutions(make()), layout
             makes = {way: (lambda make=make, layout=layout: Candidate(make(), layout, 'dense'))

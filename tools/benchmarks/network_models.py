@@ -173,6 +173,6 @@ def _deployed(ours: Classifier) -> dict:
 
 
 CANDIDATES = ('ours', 'ours channels_last', 'ours compiled', 'ours not deployed',
-              'ours with_cp=large_kernel', 'ours with_cp=ffn', 'ours with_cp=True', 'conv2d',
-              'conv2d channels_last', 'mmpretrain', 'mmpretrain merged', 'timm',
-              'timm channels_last')
+              'ours resize first', 'ours with_cp=large_kernel', 'ours with_cp=ffn',
+              'ours with_cp=True', 'conv2d', 'conv2d channels_last', 'mmpretrain',
+              'mmpretrain merged', 'timm', 'timm channels_last')

@@ -8,7 +8,8 @@ from rows import markdown
 from mmreplk.analysis.figures import new_figure
 
 _COLOURS = {name: colour for name, (colour, _) in STYLES.items()} | {
-    'ours compiled': '#882255', 'ours not deployed': '#CC79A7', 'mmpretrain': '#555555',
+    'ours compiled': '#882255', 'ours not deployed': '#CC79A7',
+    'ours resize first': '#999933', 'mmpretrain': '#555555',
     'mmpretrain merged': '#888888', 'timm': '#009E73', 'timm channels_last': '#44AA99'}
 
 

@@ -30,10 +30,13 @@ def build(name: str, crop: tuple[int, int]):
 
 
 def with_plain_convolutions(model: nn.Module) -> nn.Module:
-    """A copy in which every convolution of ours is an `nn.Conv2d` with the same weights."""
+    """A copy in which every convolution of ours is an `nn.Conv2d` with the same weights.
+
+    UperNet's head is MMSegmentation's then.
+    """
     from mmreplk.models.pointwise import PointwiseConv2d
     from mmreplk.ops import LargeKernelDWConv2d
-    model = copy.deepcopy(model)
+    model = resized_first(copy.deepcopy(model))
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, (LargeKernelDWConv2d, PointwiseConv2d)):
@@ -47,4 +50,12 @@ def with_plain_convolutions(model: nn.Module) -> nn.Module:
                 elif child.activation == 'gelu':
                     conv = nn.Sequential(conv, nn.GELU())
                 setattr(module, name, conv)
+    return model
+
+
+def resized_first(model: nn.Module) -> nn.Module:
+    """The model, with the order of things in UperNet's head that MMSegmentation has."""
+    for module in model.modules():
+        if hasattr(module, 'resize_last'):
+            module.resize_last = False
     return model
