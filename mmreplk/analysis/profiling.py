@@ -13,6 +13,7 @@ TIME_KINDS = (DEPTHWISE, POINTWISE, OTHER, REST)
 _CONVOLUTIONS = {'aten::convolution': 1, 'aten::convolution_backward': 2}
 _OURS = 'mmreplk::dwconv2d'
 _OURS_1X1 = 'mkldnn::_linear_pointwise'  # see mmreplk.models.pointwise
+_OURS_OTHER = 'mmreplk::conv2d_of_resized'  # see mmreplk.models.resized_conv
 _PRODUCTS = {f'aten::{name}' for name in (
     'linear', 'matmul', 'mm', 'bmm', 'addmm', 'baddbmm', 'einsum', 'scaled_dot_product_attention')}
 
@@ -94,7 +95,7 @@ def _kind_of(event) -> str | None:
         return DEPTHWISE
     if event.name.startswith(_OURS_1X1):
         return POINTWISE
-    if event.name in _PRODUCTS:
+    if event.name in _PRODUCTS or event.name == _OURS_OTHER:
         return OTHER
     place = _CONVOLUTIONS.get(event.name)
     if place is None or len(event.input_shapes) <= place:

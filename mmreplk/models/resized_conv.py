@@ -7,8 +7,12 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import record_function
 
 from .pointwise import pixels, runs_products
+
+# What a profile shows; see mmreplk.analysis.profiling.
+NAME = 'mmreplk::conv2d_of_resized'
 
 
 def serves(maps: Sequence[Tensor], weight: Tensor) -> bool:
@@ -27,6 +31,7 @@ def serves(maps: Sequence[Tensor], weight: Tensor) -> bool:
             and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)))
 
 
+@record_function(NAME)
 def conv2d_of_resized(maps: Sequence[Tensor], weight: Tensor, size: tuple[int, int],
                       align_corners: bool = False) -> Tensor:
     """``F.conv2d(torch.cat([F.interpolate(m, size, mode='bilinear') for m in maps], 1), weight)``.

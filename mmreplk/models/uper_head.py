@@ -1,5 +1,6 @@
 """MMSegmentation's ``UPerHead``, faster in inference on a CPU."""
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads import UPerHead as MMSegUPerHead
@@ -47,7 +48,9 @@ class UPerHead(MMSegUPerHead):
         finest = self._transform_inputs(inputs)[0]
         if not self._serves([finest], self.fpn_bottleneck):
             return super()._forward_feature(inputs)
-        inputs = self._transform_inputs(inputs)
+        # The layout of the products, in which oneDNN's convolutions are faster, too.
+        inputs = [x.contiguous(memory_format=torch.channels_last)
+                  for x in self._transform_inputs(inputs)]
         levels = [conv(x) for conv, x in zip(self.lateral_convs, inputs[:-1], strict=True)]
         levels.append(self.psp_forward(inputs))
         for i in range(len(levels) - 1, 0, -1):

@@ -165,3 +165,14 @@ def test_the_operator_is_seen_without_gradients():
             layer(x)
             seconds = time_by_kind(lambda: layer(x), CPU)
         assert seconds['depth-wise'] > 0.2 * sum(seconds.values())
+
+
+def test_a_convolution_in_parts_counts_as_one():
+    """UperNet's 3x3 convolution of small maps is products that the profiler sees as 1x1 ones."""
+    from mmreplk.models.resized_conv import conv2d_of_resized
+    maps, weight = [torch.randn(1, 64, size, size) for size in (8, 16)], torch.randn(64, 128, 3, 3)
+    with torch.inference_mode():
+        conv2d_of_resized(maps, weight, (32, 32))
+        seconds = time_by_kind(lambda: conv2d_of_resized(maps, weight, (32, 32)), CPU)
+    assert seconds['other'] > 0.9 * sum(seconds.values())
+    assert seconds['1x1'] == seconds['depth-wise'] == 0

@@ -72,9 +72,11 @@ def test_outputs_beyond_reach_stay_clear_of_nan():
 def test_the_matrices_are_kept_for_few_sizes():
     assert resized_conv._resizing.cache_info().maxsize == 16
     maps, weight = draw([(3, 3)], [2], 2)
-    first = conv2d_of_resized(maps, weight, (7, 7))
+    resized_conv._resizing.cache_clear()
     with torch.inference_mode():
-        assert torch.equal(conv2d_of_resized(maps, weight, (7, 7)), first)
+        first = conv2d_of_resized(maps, weight, (7, 7))
+    assert torch.equal(conv2d_of_resized(maps, weight, (7, 7)), first)
+    assert resized_conv._resizing.cache_info().hits == 1
 
 
 def test_where_it_serves():
