@@ -55,6 +55,21 @@ def test_classifiers(network, tmp_path, capsys):
     assert 'RepLKNet-31B, inference, fp32, 2 x 64 x 64' in capsys.readouterr().out
 
 
+def test_of_repeated_rows_the_last_counts(network, tmp_path, monkeypatch):
+    report = sys.modules['network_report']
+    row = dict(device='cpu', network='net', mode='inference', dtype='fp32', batch=1, height=8,
+               width=8, suite='network', candidate='ours', status='ok', median_ms=1000.0,
+               p20_ms=900.0, p80_ms=1100.0, images_per_second=1.0, peak_bytes=0,
+               depthwise_share=0.1)
+    rows = [row, row | dict(median_ms=500.0, images_per_second=2.0)]
+    assert '500.0' in report.table(rows)
+    assert '1000.0' not in report.table(rows)
+    drawn = []
+    monkeypatch.setattr(report, '_draw_bars', lambda path, rows: drawn.extend(rows))
+    report.draw(tmp_path / 'p.png', rows)
+    assert drawn == rows[1:]
+
+
 def test_training(network, tmp_path):
     rows = run(network, tmp_path, '--networks', 'RepLKNet-31B', '--sizes', 32, '--batch', 2,
                '--mode', 'training')

@@ -50,7 +50,8 @@ def table(rows: list[dict]) -> str:
 
 def draw(path: Path, rows: list[dict]) -> None:
     """Bars of images a second, or, of the suite 'growth', curves. Raises OSError."""
-    rows = [row for row in rows if row['status'] == 'ok']
+    rows = [row for group in cases(rows).values() for row in group.values()
+            if row['status'] == 'ok']
     if not rows:
         raise ValueError('--plot: no row was timed')
     if all(row['suite'] == 'growth' for row in rows):
