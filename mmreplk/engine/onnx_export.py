@@ -148,7 +148,8 @@ def _plain_resize(module: nn.Module):
         return F.interpolate(input, size, scale_factor, mode, align_corners)
 
     found = []
-    for name in {type(part).__module__ for part in module.modules()}:
+    # A class may resize in what it inherits, as our UPerHead does.
+    for name in {kind.__module__ for part in module.modules() for kind in type(part).__mro__}:
         original = getattr(sys.modules[name], 'resize', None)
         if getattr(original, '__module__', '').startswith('mmseg.'):
             found.append((sys.modules[name], original))
