@@ -66,11 +66,12 @@ class UPerHead(MMSegUPerHead):
         return (self.resize_last and serves(maps, conv.weight)
                 and type(conv) is nn.Conv2d and conv.groups == 1 and conv.padding_mode == 'zeros'
                 and conv.stride == conv.dilation == (1, 1)
-                and all(k % 2 and p == k // 2
-                        for k, p in zip(conv.kernel_size, conv.padding, strict=True))
+                and all(k % 2 for k in conv.kernel_size)
+                and conv.padding == tuple(k // 2 for k in conv.kernel_size)
                 and module.order[0] == 'conv'
-                # What listens to the module is to hear it.
-                and not any((m._forward_hooks or m._forward_pre_hooks) for m in (module, conv)))
+                # What listens to a module is to hear it.
+                and not any((m._forward_hooks or m._forward_pre_hooks)
+                            for m in (module, conv, self.psp_modules)))
 
     def _convolve(self, maps: list[Tensor], module: ConvModule, size) -> Tensor:
         conv = module.conv

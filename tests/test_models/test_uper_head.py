@@ -85,6 +85,9 @@ def test_where_it_is_mmsegs(heads, ways):
         assert ways == []
         own(inputs)
         assert ways == [4]
+        own.psp_modules.register_forward_hook(lambda *args: heard.append(args))
+        assert torch.equal(own(inputs), other(inputs))
+        assert len(heard) == 5
     own, other = heads(resize_last=False)
     with torch.no_grad():
         assert torch.equal(own(inputs), other(inputs))
