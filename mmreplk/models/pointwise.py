@@ -1,5 +1,6 @@
 """1x1 convolutions, which take nine tenths of a RepLKNet's time once its large kernels are fast."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -107,7 +108,12 @@ def _fuses(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
     """Whether oneDNN's product of matrices can serve."""
     tensors = [t for t in (x, weight, bias, residual) if t is not None]
     return (runs_products(x) and all(_are_rows(t) for t in (x, residual) if t is not None)
-            and all(t.dtype == x.dtype and type(t) in (Tensor, nn.Parameter) for t in tensors)
+            and all(t.dtype == x.dtype for t in tensors) and are_plain(tensors))
+
+
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors are PyTorch's own kind, and no gradient of them is wanted."""
+    return (all(type(t) in (Tensor, nn.Parameter) for t in tensors)
             and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)))
 
 

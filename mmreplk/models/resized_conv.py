@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
-from .pointwise import pixels, runs_products
+from .pointwise import are_plain, pixels, runs_products
 
 # What a profile shows; see mmreplk.analysis.profiling.
 NAME = 'mmreplk::conv2d_of_resized'
@@ -28,7 +28,7 @@ def serves(maps: Sequence[Tensor], weight: Tensor) -> bool:
     return (all(runs_products(t) and t.dtype == torch.float32 and t.dim() == 4 and t.numel() > 0
                 for t in tensors)
             and torch.backends.mkl.is_available()  # PyTorch's sparse products
-            and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)))
+            and are_plain(tensors))
 
 
 @record_function(NAME)
@@ -54,12 +54,15 @@ def conv2d_of_resized(maps: Sequence[Tensor], weight: Tensor, size: tuple[int, i
         Tensor: ``(N, C_out, H, W)``, in channels-last memory format.
     """
     size, kernel = tuple(size), tuple(weight.shape[2:])
-    parts = list(zip(maps, weight.split([m.shape[1] for m in maps], 1), strict=True))
-    # A map that hardly grows is better resized first.
-    small = [part for part in parts if 2 * part[0][0, 0].numel() <= size[0] * size[1]]
-    large = [(m if m.shape[2:] == size else F.interpolate(
-        m, size, mode='bilinear', align_corners=align_corners), w)
-             for m, w in parts if 2 * m[0, 0].numel() > size[0] * size[1]]
+    small, large = [], []
+    for m, w in zip(maps, weight.split([m.shape[1] for m in maps], 1), strict=True):
+        if 2 * m.shape[2] * m.shape[3] <= size[0] * size[1]:
+            small.append((m, w))
+            continue
+        # A map that hardly grows is better resized first.
+        if m.shape[2:] != size:
+            m = F.interpolate(m, size, mode='bilinear', align_corners=align_corners)
+        large.append((m, w))
     shape = (len(maps[0]), *size, len(weight))
     if large:
         inputs, weights = (torch.cat(tensors, 1) if len(large) > 1 else tensors[0]

@@ -45,12 +45,11 @@ class UPerHead(MMSegUPerHead):
         return self._convolve([coarsest, *pooled], self.bottleneck, coarsest.shape[2:])
 
     def _forward_feature(self, inputs: list[Tensor]) -> Tensor:
-        finest = self._transform_inputs(inputs)[0]
-        if not self._serves([finest], self.fpn_bottleneck):
+        chosen = self._transform_inputs(inputs)
+        if not self._serves(chosen[:1], self.fpn_bottleneck):
             return super()._forward_feature(inputs)
         # The layout of the products, in which oneDNN's convolutions are faster, too.
-        inputs = [x.contiguous(memory_format=torch.channels_last)
-                  for x in self._transform_inputs(inputs)]
+        inputs = [x.contiguous(memory_format=torch.channels_last) for x in chosen]
         levels = [conv(x) for conv, x in zip(self.lateral_convs, inputs[:-1], strict=True)]
         levels.append(self.psp_forward(inputs))
         for i in range(len(levels) - 1, 0, -1):
