@@ -7,6 +7,7 @@ to MMEngine unchanged.
 """
 
 import functools
+import re
 from pathlib import Path
 
 from mmengine.config import Config
@@ -42,7 +43,8 @@ def resolve(path: str) -> str:
     root = config_root()
     name = path[len(PREFIX):]
     file = root / (name if name.endswith('.py') else f'{name}.py')
-    if not file.is_file():
+    # A name, not a path: no folder above ours is looked into.
+    if not re.fullmatch(r'[\w.-]+', name) or not file.is_file():
         known = ', '.join(sorted(entry.name for entry in root.glob('*.py')))
         raise FileNotFoundError(f'mmreplk has no config {name!r}; it has: {known}')
     return str(file)

@@ -15,8 +15,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
-from ..models.reading import UnsafeFileError, read_any, read_checkpoint, trusted
+from ..models.reading import UnsafeFileError, drop_code, read_any, read_checkpoint, trusted
 from .paths import is_remote
+from .resumable import not_resumable, own_files_alone
 from .stand_ins import replace_default_hook
 from .whole_files import DRAFT, write_whole
 
@@ -66,8 +67,18 @@ class SafeCheckpointHook(CheckpointHook):
     A checkpoint in a local folder appears whole or not at all, and older ones are removed after the
     new one is there, not before. A validation that a checkpoint knows nothing of, because the run
     was killed before or brought no new best, is made again when the run is resumed from it, so that
-    no best checkpoint is missed. Arguments are those of ``CheckpointHook``.
+    no best checkpoint is missed. Nothing is removed but checkpoints in the folder of this run, and
+    text in a resumed checkpoint is not executed. Arguments are those of ``CheckpointHook``.
     """
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Keep MMEngine from executing what stands in a checkpoint.
+
+        Args:
+            runner (Runner): The runner.
+            checkpoint (dict): The content of the file, changed in place.
+        """
+        drop_code(checkpoint)
 
     def before_train(self, runner) -> None:
         """Choose the backend, and remove what a killed run was writing.
@@ -75,6 +86,10 @@ class SafeCheckpointHook(CheckpointHook):
         Args:
             runner (Runner): The runner.
         """
+        self._folder = runner.work_dir
+        if self.out_dir is not None and self.out_dir != runner.work_dir:
+            self._folder = osp.join(self.out_dir, osp.basename(runner.work_dir.rstrip(os.sep)))
+        own_files_alone(runner.message_hub.runtime_info, self._is_own)
         super().before_train(runner)
         if type(self.file_backend) is LocalBackend and self.file_client_args is None:
             self.backend_args = dict(backend=BACKEND)
@@ -120,8 +135,16 @@ class SafeCheckpointHook(CheckpointHook):
         best = getattr(self, 'best_ckpt_path_dict', {}).values()
         wanted = {self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best}
         for remove, path in later.removals:
-            if path not in wanted and osp.exists(path):
+            if path not in wanted and self._is_own(path) and osp.exists(path):
                 remove(path)
+
+    def _is_own(self, path: str) -> bool:
+        """Whether a path is a checkpoint of this hook, in its own folder."""
+        folder, name = osp.split(path)
+        start, _, end = self.filename_tmpl.partition('{}')
+        named = re.fullmatch(f'(best_.+_)?{re.escape(start)}[0-9]+{re.escape(end)}', name)
+        return named is not None and not osp.islink(path) and (
+            is_remote(path) or _same(folder, self._folder))
 
 
 def _validation_is_due(runner) -> bool:
@@ -155,7 +178,7 @@ def resume_restarted(cfg: Config) -> None:
     Args:
         cfg (Config): The full config, changed in place.
     """
-    if _named_by_pointer(cfg.work_dir) or _numbered(cfg):
+    if _named_by_pointer(cfg.work_dir)[0] or _numbered(cfg):
         cfg.resume, cfg.load_from = True, None
 
 
@@ -172,26 +195,23 @@ def find_resumable(cfg: Config) -> tuple[str | None, list[str]]:
         each that was passed over.
 
     Raises:
-        FileNotFoundError: If ``last_checkpoint`` names a file that is gone, and there is no other.
-        ValueError: If there are checkpoints, and none can be read.
+        ValueError: If there are checkpoints, and none can be gone on from.
         UnsafeFileError: If the last one needs more than weights to be read.
     """
-    named = _named_by_pointer(cfg.work_dir)
+    named, notes = _named_by_pointer(cfg.work_dir)
     files = _numbered(cfg)
     if named and (is_remote(named) or osp.isdir(named)):  # DeepSpeed's are folders
         return named, []
     if named and not osp.isfile(named):
         moved = osp.join(cfg.work_dir, osp.basename(named))
         if moved not in files:
-            raise FileNotFoundError(
-                f'--resume: {cfg.work_dir}/last_checkpoint points to a file that is gone: no such '
-                f'file {named!r}. Name the checkpoint itself with --resume FILE.')
-        named = moved
+            notes.append(f'--resume: {cfg.work_dir}/last_checkpoint names {named!r}, which is no '
+                         'file.')
+        named = moved if moved in files else None
     if named:
         files = [named, *(path for path in files if not _same(path, named))]
-    notes = []
     for path in files:
-        reason = _unreadable(path)
+        reason = unreadable(path)
         if reason is None:
             if notes:
                 notes.append(f'--resume: goes on from {path!r} instead.')
@@ -225,12 +245,21 @@ def use_seed_of(cfg: Config, path: str) -> str | None:
                        f'randomness.seed={wanted} of the config.')
 
 
-def _named_by_pointer(folder: str) -> str | None:
+def _named_by_pointer(folder: str) -> tuple[str | None, list[str]]:
+    """The file that ``last_checkpoint`` names, if it does; and a line where it holds no name."""
     pointer = osp.join(folder, 'last_checkpoint')
     if not osp.isfile(pointer):
-        return None
-    with open(pointer) as file:
-        return file.read().strip() or None  # empty if the run was killed, or the disk full, then
+        return None, []
+    with open(pointer, 'rb') as file:
+        content = file.read(1 << 16)
+    # Empty if the run was killed, or the disk full, then; zeros after a loss of power.
+    try:
+        named = content.decode().strip()
+    except UnicodeDecodeError:
+        named = '\0'
+    if not named.isprintable():
+        return None, [f'--resume: {pointer!r} is damaged and names no checkpoint.']
+    return named or None, []
 
 
 def _numbered(cfg: Config) -> list[str]:
@@ -246,18 +275,35 @@ def _numbered(cfg: Config) -> list[str]:
     start, _, end = template.partition('{}')
     pattern = re.compile(f'{re.escape(start)}([0-9]+){re.escape(end)}')
     found = [(int(match[1]), name) for name in (os.listdir(folder) if osp.isdir(folder) else ())
-             if (match := pattern.fullmatch(name))]
+             if (match := pattern.fullmatch(name)) and not _is_special(osp.join(folder, name))]
     return [osp.join(folder, name) for _, name in sorted(found, reverse=True)]
+
+
+def _is_special(path: str) -> bool:
+    """Whether a path is a pipe or a device, from which reading may never return."""
+    return osp.exists(path) and not osp.isfile(path) and not osp.isdir(path)
 
 
 def _same(first: str, second: str) -> bool:
     return osp.realpath(first) == osp.realpath(second)
 
 
-def _unreadable(path: str) -> str | None:
-    """Why a checkpoint cannot be used; None if it can. Every byte is looked at."""
+def unreadable(path: str) -> str | None:
+    """Why a run cannot go on from a checkpoint; None if it can. Every byte is looked at.
+
+    Args:
+        path (str): A local file.
+
+    Returns:
+        str | None: The end of a sentence about the file.
+
+    Raises:
+        UnsafeFileError: If it needs more than weights to be read.
+    """
     try:
-        read_checkpoint(path)
+        reason = not_resumable(read_checkpoint(path))
+        if reason:
+            return reason
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
                 damaged = file.testzip()
@@ -266,6 +312,7 @@ def _unreadable(path: str) -> str | None:
     except UnsafeFileError:
         if not trusted():
             raise
+        return not_resumable(read_any(path))
     except (ValueError, OSError, zipfile.BadZipFile, RuntimeError) as error:
         return str(error)
     return None

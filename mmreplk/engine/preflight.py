@@ -13,10 +13,10 @@ import torch
 from mmengine.config import Config
 
 from ..models import EnlargedBackbone, RepLKNet
-from .checkpoints import find_resumable, use_seed_of
+from .checkpoints import find_resumable, unreadable, use_seed_of
 from .datasets import check_data
 from .launch import check_launcher, local_rank
-from .paths import check_file, is_remote
+from .paths import check_file, check_writable, is_remote
 from .weight_checks import check_pretrained, check_weights
 from .weights import build_model
 
@@ -255,10 +255,14 @@ def preflight_train(cfg: Config, launcher: str) -> str | None:
     check_launcher(launcher)
     if cfg.get('train_dataloader') is None:
         raise ValueError(f'CONFIG {cfg.filename}: has no train_dataloader to train with.')
+    check_writable(cfg.work_dir, '--work-dir')
+    named = cfg.get('load_from')
+    if named and not osp.isdir(named):  # DeepSpeed's are folders
+        check_file(named, '--resume' if cfg.get('resume') else 'load_from', 'Check the path.')
+        reason = cfg.get('resume') and not is_remote(named) and unreadable(named)
+        if reason:
+            raise ValueError(f'--resume: the checkpoint {named!r} {reason}.')
     notes = check_work_dir(cfg)
-    if cfg.get('load_from'):
-        option = '--resume' if cfg.get('resume') else 'load_from'
-        check_file(cfg.load_from, option, 'Check the path.')
     backbone = check_backbone(cfg)
     check_data(cfg, ('train', 'val'))
     first = local_rank(launcher) == 0
@@ -289,6 +293,7 @@ def preflight_test(cfg: Config, launcher: str) -> None:
                          'it cannot be tested.')
     check_backbone(cfg)
     check_file(cfg.load_from, 'CHECKPOINT', 'Check the path; train.py writes *.pth to --work-dir.')
+    check_writable(cfg.work_dir, '--work-dir')
     check_data(cfg, ('test', ))
     check_answers_file(cfg)
     check_weights(cfg, cfg.load_from, 'CHECKPOINT', first=local_rank(launcher) == 0)

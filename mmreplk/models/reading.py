@@ -101,9 +101,25 @@ def load_from_local(filename: str, map_location=None) -> dict:
     if not osp.isfile(osp.expanduser(filename)):
         raise FileNotFoundError(f'{filename} can not be found.')
     try:
-        return read_checkpoint(filename, map_location)
+        checkpoint = read_checkpoint(filename, map_location)
     except ValueError as error:
         raise type(error)(f'{filename!r} {error}') from error
+    drop_code(checkpoint)
+    return checkpoint
+
+
+def drop_code(checkpoint: dict) -> None:
+    """Leave out of a checkpoint what MMEngine's Runner would execute.
+
+    ``Runner.resume`` runs ``meta['config']`` as Python to compare numbers of GPUs with those of
+    runs of MMCV 1. Reading with ``weights_only=True`` does not help: it is a plain string.
+
+    Args:
+        checkpoint (dict): The content of a file, changed in place, unless the user trusts files.
+    """
+    meta = checkpoint.get('meta')
+    if not trusted() and isinstance(meta, dict):
+        meta.pop('config', None)
 
 
 @contextmanager

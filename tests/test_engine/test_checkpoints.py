@@ -2,6 +2,7 @@
 
 import errno
 import os
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -11,6 +12,10 @@ from mmengine.hooks import CheckpointHook
 from mmreplk.engine import checkpoints, whole_files
 from mmreplk.engine.checkpoints import find_resumable, use_safe_checkpoints, use_seed_of
 from mmreplk.models.reading import UnsafeFileError
+
+STATE = dict(
+    state_dict={'w': torch.rand(5000)}, optimizer=dict(state={}, param_groups=[]),
+    message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}))
 
 
 class Run:
@@ -22,10 +27,9 @@ class Run:
             checkpoint=dict(type='CheckpointHook', by_epoch=False))))
         folder.mkdir()
 
-    def save(self, name, pointer=True, **meta):
+    def save(self, name, pointer=True, parts=MappingProxyType({}), **meta):
         path = self.folder / name
-        meta = dict(epoch=0, iter=1, **meta)
-        torch.save(dict(meta=meta, state_dict={'w': torch.rand(5000)}), path)
+        torch.save(dict(STATE, meta=dict(dict(epoch=0, iter=1), **meta), **parts), path)
         if pointer:
             (self.folder / 'last_checkpoint').write_text(str(path))
         return path
