@@ -122,10 +122,11 @@ def _torchvision_forward(network: nn.Module, spec: ModelSpec):
 def _load(network: nn.Module, spec: ModelSpec, heads: tuple[str, ...]) -> None:
     """Load a file strictly, but for the classifier, which is not run."""
     from ..engine.paths import check_file
-    from ..models.checkpoint import describe_differences, unwrap
+    from ..models.checkpoint import check_values, describe_differences, unwrap
     check_file(spec.checkpoint, 'CHECKPOINT', 'Check the path.')
     try:
         state = unwrap(_read(spec.checkpoint))
+        check_values(state, network.state_dict())
     except ValueError as error:
         raise ValueError(f'CHECKPOINT: {spec.checkpoint!r} {error}.') from error
 

@@ -12,7 +12,14 @@ from mmengine.config import Config
 from torch import nn
 
 from ..models import EnlargedBackbone, RepLKNet
-from ..models.checkpoint import describe_differences, is_merged, num_classes, split, unwrap
+from ..models.checkpoint import (
+    check_values,
+    describe_differences,
+    is_merged,
+    num_classes,
+    split,
+    unwrap,
+)
 from ..models.pretrained import (
     MERGED,
     NOT_MERGED,
@@ -202,7 +209,9 @@ def check_model_weights(model: nn.Module, checkpoint: Mapping, heads_may_differ:
     """
     backbone = getattr(model, 'backbone', None)
     ours = isinstance(backbone, RepLKNet)
-    state = {name: value.to('meta') for name, value in state_for_mmengine(checkpoint).items()}
+    state = state_for_mmengine(checkpoint)
+    check_values(state, model.state_dict())
+    state = {name: value.to('meta') for name, value in state.items()}
     missing, unknown, other = dry_load(model, state)
     # More heads than the model has do no harm, more layers of the backbone would have an effect.
     unknown = [name for name in unknown if ours and name.startswith('backbone.')]

@@ -77,6 +77,7 @@ def unwrap(checkpoint, ema: bool = False) -> dict[str, torch.Tensor]:
             f'holds entries that are no tensors: '
             f'{", ".join(f"{name} ({_kind(state[name])})" for name in strange[:3])}'
             f'{", ..." if len(strange) > 3 else ""}')
+    check_values(state)
     if all(name.startswith('module.') for name in state):
         return {name[len('module.'):]: value for name, value in state.items()}
     return dict(state)
@@ -237,6 +238,38 @@ def adopt_final_norm(state: dict, prefix: str, own: Iterable[str]) -> None:
     last = f'stages.{found[0]}.norm.'
     for name in [name for name in body if name.startswith(last)]:
         state[f'{prefix}norm.{name[len(last):]}'] = state.pop(prefix + name)
+
+
+def check_values(state: Mapping, own: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Refuse weights without values of their own, or of a kind that a copy would change silently.
+
+    Args:
+        state (Mapping[str, Tensor]): Name to tensor; other entries are passed over.
+        own (Mapping[str, Tensor], optional): The state dict that they are meant for. Defaults to
+            None, to look at the tensors alone.
+
+    Raises:
+        ValueError: If a tensor is on 'meta', sparse or otherwise not strided, quantized or complex,
+            or is not of floating point where ``own`` is. Names it.
+    """
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        wanted = None if own is None else own.get(name)
+        kind = None
+        if value.is_meta:
+            kind = "on the device 'meta', which keeps no values"
+        elif value.is_nested or value.layout != torch.strided:
+            kind = f'of the layout {"nested" if value.is_nested else value.layout}'
+        elif value.is_quantized:
+            kind = 'quantized'
+        elif value.is_complex() and not (wanted is not None and wanted.is_complex()):
+            kind = 'complex'
+        elif wanted is not None and wanted.is_floating_point() and not value.is_floating_point():
+            kind = f'of {value.dtype}'
+        if kind:
+            raise ValueError(f'holds {name} {kind}: save it as an ordinary tensor of floating '
+                             'point numbers')
 
 
 def differences(own: Mapping[str, torch.Tensor],

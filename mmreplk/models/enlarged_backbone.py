@@ -9,7 +9,7 @@ from mmengine.model.weight_init import update_init_info
 from mmengine.registry import DefaultScope
 
 from ..registry import MODELS
-from .checkpoint import describe_differences, differences, is_merged, unwrap
+from .checkpoint import check_values, describe_differences, differences, is_merged, unwrap
 from .enlarge import enlarge_kernels, remove_shortcuts
 from .pretrained import MERGED, NOT_MERGED
 from .reading import read_any
@@ -167,6 +167,7 @@ class EnlargedBackbone(BaseModule):
         state = {name.removeprefix(prefix): value for name, value in state.items()
                  if name.startswith(prefix)}
         own = self.state_dict()
+        check_values(state, own)
         missing, _, other = differences(own, state)
         if missing or other:
             text = f'does not match the backbone: {describe_differences(missing, [], other)}'

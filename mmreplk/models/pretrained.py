@@ -14,6 +14,7 @@ from .checkpoint import (
     STAGE_NORM,
     adopt_final_norm,
     arch_of,
+    check_values,
     describe_arch,
     describe_differences,
     differences,
@@ -51,6 +52,7 @@ def check_backbone_weights(backbone: nn.Module, body: dict[str, torch.Tensor]) -
     own = backbone.state_dict()
     body = dict(body)
     adopt_final_norm(body, '', own)
+    check_values(body, own)
     merged = is_merged(body)
     if merged != backbone.deploy:
         raise ValueError(MERGED if merged else NOT_MERGED)

@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from pickle import UnpicklingError
 
-import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
+
+from .numpy_values import STAND_INS
 
 # PyTorch's own switches, which hold for every torch.load of a process.
 ALWAYS, NEVER = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
@@ -44,12 +45,7 @@ _history_method.__name__ = _history_method.__qualname__ = 'getattr'
 
 def harmless_types() -> list:
     """What training scripts of the field save beside weights, and can do nothing by being read."""
-    numpy_core = np.core if np.__version__.startswith('1.') else np._core
-    numbers = {type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8', 'u4', 'u8')}
-    return [
-        argparse.Namespace, ConfigDict, HistoryBuffer, _history_method, np.ndarray, np.dtype,
-        numpy_core.multiarray._reconstruct, numpy_core.multiarray.scalar, *numbers
-    ]
+    return [argparse.Namespace, ConfigDict, HistoryBuffer, _history_method, *STAND_INS]
 
 
 def _harmless():
@@ -157,18 +153,29 @@ def read_checkpoint(path: str, map_location='cpu') -> dict:
         with _harmless():
             checkpoint = torch.load(
                 path, map_location=map_location, weights_only=True,
-                mmap=(map_location == 'cpu' and zipfile.is_zipfile(path)) or None)
+                mmap=(map_location == 'cpu' and _is_stored(path)) or None)
     except UnpicklingError as error:
         raise _explained(error) from error
+    except MemoryError:
+        raise
     except RuntimeError as error:
-        reason = str(error).splitlines()[0].split('. ')[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split('. ')[0]
         raise ValueError(f'{_BROKEN} ({reason})') from error
-    except (EOFError, KeyError, OSError, TypeError, ValueError) as error:
-        # What old formats, or none at all, raise says nothing about the file.
+    except Exception as error:
+        # What old formats, damaged ones, or none at all, raise says nothing about the file: the
+        # reader calls functions with whatever stands there.
         raise ValueError(_BROKEN) from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f'holds no weights but {type(checkpoint).__name__}')
     return checkpoint
+
+
+def _is_stored(path: str) -> bool:
+    """Whether a file is an archive without compression, whose bytes can be used where they are."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def _explained(error: UnpicklingError) -> ValueError:
