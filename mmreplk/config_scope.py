@@ -7,7 +7,6 @@ to MMEngine unchanged.
 """
 
 import functools
-import re
 from pathlib import Path
 
 from mmengine.config import Config
@@ -42,12 +41,12 @@ def resolve(path: str) -> str:
         return path
     root = config_root()
     name = path[len(PREFIX):]
-    file = root / (name if name.endswith('.py') else f'{name}.py')
-    # A name, not a path: no folder above ours is looked into.
-    if not re.fullmatch(r'[\w.-]+', name) or not file.is_file():
+    file = name if name.endswith('.py') else f'{name}.py'
+    # Looked up among the names, so that no '..', root, drive or NUL of it ever becomes a path.
+    if file not in {entry.relative_to(root).as_posix() for entry in root.rglob('*.py')}:
         known = ', '.join(sorted(entry.name for entry in root.glob('*.py')))
         raise FileNotFoundError(f'mmreplk has no config {name!r}; it has: {known}')
-    return str(file)
+    return str(root / file)
 
 
 def register_config_scope() -> None:
