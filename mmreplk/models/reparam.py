@@ -105,7 +105,8 @@ class ReparamLargeKernelConv(nn.Module):
 
     def _replace_branches(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         origin = self.lkb_origin.conv
-        merged = self._merged_conv(origin.in_channels).to(origin.weight)
+        with torch.device(origin.weight.device):
+            merged = self._merged_conv(origin.in_channels).to(origin.weight)
         merged.weight.copy_(weight)
         merged.bias.copy_(bias)
         merged.requires_grad_(origin.weight.requires_grad)
