@@ -81,7 +81,7 @@ def latency_of(cfg: Config, shape: tuple[int, int] | None = None, deploy: bool =
         model = build_model(model_cfg, 'cpu').eval()
         if deploy:
             merge(model, cfg)
-        images = torch.randn(batch, first_channels(model), *shape)
+        images = torch.randn(batch, first_channels(model), *shape, device='cpu')
     model, images = model.to(device), images.to(device)
 
     def run():

@@ -20,6 +20,7 @@ from ..models.checkpoint import (
     split,
     unwrap,
 )
+from ..models.first_conv import adapted, channels_hint
 from ..models.pretrained import (
     MERGED,
     NOT_MERGED,
@@ -82,10 +83,12 @@ def check_pretrained(cfg: Config, backbone: RepLKNet | EnlargedBackbone | None =
             if name.startswith('model.backbone.init_cfg.'):
                 entry = _entry(cfg, owner)
                 if isinstance(backbone, EnlargedBackbone):
-                    backbone.matching_weights(_read(path), entry.get('prefix', 'backbone.'))
+                    backbone.matching_weights(
+                        _read(path), entry.get('prefix', 'backbone.'), entry.get('in_channels'))
                 else:
+                    body = pretrained_body(_read(path), entry.get('prefix'))
                     check_backbone_weights(
-                        backbone, pretrained_body(_read(path), entry.get('prefix')))
+                        backbone, adapted(backbone, body, entry.get('in_channels')))
             elif name.startswith('model.init_cfg.'):
                 difference = check_model_weights(build_model(cfg), _read(path), True)
                 notes.append(difference and f'{name}: {path!r} {difference}. {_RANDOM}')
@@ -217,8 +220,11 @@ def check_model_weights(model: nn.Module, checkpoint: Mapping, heads_may_differ:
     unknown = [name for name in unknown if ours and name.startswith('backbone.')]
     if not (missing or unknown or other):
         return None
+    hint = ''
     if ours:
         _explain_backbone(backbone, checkpoint, state)
+        if heads_may_differ:  # a run starts from it, which it could do otherwise
+            hint = channels_hint(model, state)
     found, wanted = num_classes(state), num_classes(model.state_dict())
     text = f'does not match the model: {describe_differences(missing, unknown, other)}'
     nothing = len(missing) == sum(not name.endswith('num_batches_tracked')
@@ -228,7 +234,7 @@ def check_model_weights(model: nn.Module, checkpoint: Mapping, heads_may_differ:
         return text
     if found and wanted and found != wanted:
         text = f'has {found} classes, but the model {wanted} (num_classes of its heads), and {text}'
-    raise ValueError(f'{text}. {_REMEDY}')
+    raise ValueError(f'{text}{hint}. {_REMEDY}')
 
 
 def _explain_backbone(backbone: RepLKNet, checkpoint: Mapping, state: dict) -> None:

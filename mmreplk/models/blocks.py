@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
+from ..ops.symbolic import is_symbolic
 from .layers import conv_bn, norm_layer
 from .pointwise import PointwiseConv2d
 from .reparam import ReparamLargeKernelConv
@@ -132,7 +133,7 @@ class RepLKNetStage(nn.Module):
 
 def run_layer(layer: nn.Module, x: torch.Tensor, with_cp: bool) -> torch.Tensor:
     """Run a layer, recomputing it in the backward pass if ``with_cp`` and gradients are wanted."""
-    if not (with_cp and torch.is_grad_enabled()):
+    if not (with_cp and torch.is_grad_enabled()) or is_symbolic(x):
         return layer(x)
     return checkpoint(
         layer, x, use_reentrant=False, context_fn=functools.partial(_recompute_contexts, layer))

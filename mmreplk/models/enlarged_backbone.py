@@ -1,6 +1,6 @@
 """``EnlargedBackbone``: any backbone with large kernels in place of its own, from a config."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 
 import torch
@@ -11,7 +11,8 @@ from mmengine.registry import DefaultScope
 from ..registry import MODELS
 from .checkpoint import check_values, describe_differences, differences, is_merged, unwrap
 from .enlarge import enlarge_kernels, remove_shortcuts
-from .pretrained import MERGED, NOT_MERGED
+from .first_conv import adapted, channels_hint
+from .pretrained import MERGED, NOT_MERGED, log_start
 from .reading import read_any
 from .reparam import ReparamLargeKernelConv, merge_kernels
 
@@ -40,8 +41,9 @@ class EnlargedBackbone(BaseModule):
         deploy (bool): Whether to build the merged network, to load merged weights into. Defaults to
             False.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE)`` to start from an
-            enlarged network, with ``prefix`` if it stands elsewhere than under ``backbone.``.
-            Defaults to None.
+            enlarged network, with ``prefix`` if it stands elsewhere than under ``backbone.``, and
+            ``in_channels='adapt'`` if it is for colour images and this one for others. Defaults to
+            None.
 
     Raises:
         TypeError, ValueError: As :func:`enlarge_kernels` and :func:`remove_shortcuts`; also if
@@ -135,25 +137,29 @@ class EnlargedBackbone(BaseModule):
             state = {name: value for name, value in state.items() if not name.startswith(new)}
         inner.load_state_dict(state, strict=False)
 
-    def _load(self, checkpoint: str, prefix: str = 'backbone.', map_location: str = 'cpu') -> None:
+    def _load(self, checkpoint: str, prefix: str = 'backbone.', map_location: str = 'cpu',
+              in_channels: str | None = None) -> None:
         """Load an enlarged network from a file or address, strictly."""
         try:
             loaded = read_any(checkpoint, map_location)
-            state = self.matching_weights(loaded, prefix)
+            state = self.matching_weights(loaded, prefix, in_channels, log_start)
         except ValueError as error:
             raise ValueError(f'init_cfg: the checkpoint {checkpoint!r} {error}.') from error
         self.load_state_dict(state, strict=False)
         if hasattr(self, '_params_init_info'):
             update_init_info(self, init_info=f'Pretrained: load from {checkpoint}')
 
-    def matching_weights(self, checkpoint: Mapping, prefix: str | None = 'backbone.'
-                         ) -> dict[str, torch.Tensor]:
+    def matching_weights(self, checkpoint: Mapping, prefix: str | None = 'backbone.',
+                         in_channels: str | None = None,
+                         tell: Callable[[str], None] | None = None) -> dict[str, torch.Tensor]:
         """The weights of an enlarged network in a checkpoint; this one may be on 'meta'.
 
         Args:
             checkpoint (Mapping): As read from a file.
             prefix (str, optional): What stands before this backbone's names. Defaults to
                 'backbone.'.
+            in_channels (str, optional): As of :func:`.first_conv.adapted`. Defaults to None.
+            tell (Callable, optional): As there. Defaults to None.
 
         Returns:
             dict[str, Tensor]: By the names of this backbone's state dict.
@@ -166,11 +172,13 @@ class EnlargedBackbone(BaseModule):
         prefix = f'{prefix.rstrip(".")}.' if prefix else ''
         state = {name.removeprefix(prefix): value for name, value in state.items()
                  if name.startswith(prefix)}
+        state = adapted(self, state, in_channels, tell)
         own = self.state_dict()
         check_values(state, own)
         missing, _, other = differences(own, state)
         if missing or other:
-            text = f'does not match the backbone: {describe_differences(missing, [], other)}'
+            text = (f'does not match the backbone: {describe_differences(missing, [], other)}'
+                    f'{channels_hint(self, state)}')
             if any(is_merged([name]) for name in missing):
                 text = NOT_MERGED
             elif not self.deploy and is_merged(state):

@@ -33,12 +33,17 @@ class SamePadding(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Pad ``(N, C, H, W)`` with zeros."""
-        sides = []
-        for size, (kernel, stride, dilation) in zip(x.shape[-2:], self.axes, strict=True):
-            steps = (size + stride - 1) // stride - 1
-            total = max(steps * stride + dilation * (kernel - 1) + 1 - size, 0)
-            sides = [total // 2, total - total // 2, *sides]
-        return F.pad(x, sides)
+        return _pad_same(x, self.axes)
+
+
+@torch.fx.wrap  # one call in a graph: how much depends on the size
+def _pad_same(x: torch.Tensor, axes: tuple[tuple[int, int, int], ...]) -> torch.Tensor:
+    sides = []
+    for size, (kernel, stride, dilation) in zip(x.shape[-2:], axes, strict=True):
+        steps = (size + stride - 1) // stride - 1
+        total = max(steps * stride + dilation * (kernel - 1) + 1 - size, 0)
+        sides = [total // 2, total - total // 2, *sides]
+    return F.pad(x, sides)
 
 
 class EnlargedConv(ReparamLargeKernelConv):
@@ -134,7 +139,7 @@ class EnlargedConv(ReparamLargeKernelConv):
     def _keep_output(self, conv, norm, offsets, dilation):
         large = self.lkb_origin
         rows, columns = (
-            torch.arange(k) * d // dilation + offset // dilation
+            torch.arange(k, device='cpu') * d // dilation + offset // dilation
             for k, d, offset in zip(conv.kernel_size, conv.dilation, offsets, strict=True))
         large.conv.weight.zero_()
         large.conv.weight[:, :, rows[:, None], columns] = conv.weight

@@ -128,7 +128,8 @@ def deploy_network(model: nn.Module) -> None:
         parent_name, _, kind = name.rpartition('.')
         parent = model.get_submodule(parent_name)
         if kind == _ALONE:
-            parent.norm = _alike(ChannelAffine(norm.num_features), norm.running_var, norm)
+            with torch.device(norm.running_var.device):
+                parent.norm = _alike(ChannelAffine(norm.num_features), norm.running_var, norm)
         elif kind == _BEHIND:
             del parent.bn
             _add_bias(parent.conv)

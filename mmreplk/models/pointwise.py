@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from ..ops.symbolic import is_symbolic
+
 ACTIVATIONS = dict(relu=nn.ReLU, gelu=nn.GELU)
 
 
@@ -99,7 +101,7 @@ def faster_channels_last(x: Tensor, conv: nn.Conv2d) -> bool:
         x (Tensor): Images ``(N, C, H, W)``.
         conv (nn.Conv2d): One of the network's 1x1 convolutions.
     """
-    return (isinstance(conv, PointwiseConv2d) and x.dim() == 4 and runs_products(x)
+    return (isinstance(conv, PointwiseConv2d) and runs_products(x) and x.dim() == 4
             and not torch.is_grad_enabled()
             and not x.is_contiguous(memory_format=torch.channels_last))
 
@@ -125,7 +127,8 @@ def _are_rows(x: Tensor) -> bool:
 
 def runs_products(x: Tensor) -> bool:
     """Whether products of oneDNN may stand for convolutions of x, gradients aside."""
-    return (x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16)
+    return (not is_symbolic(x)
+            and x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16)
             and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
             and not torch.is_autocast_enabled('cpu')
             # What reads or rewrites the network, such as an exporter, is to find a convolution.
@@ -137,7 +140,7 @@ def runs_products(x: Tensor) -> bool:
 @cache
 def _multiplies(dtype: torch.dtype) -> bool:
     """Whether oneDNN has these products on this CPU: without AVX-512 it has none of bfloat16."""
-    one = torch.ones(1, 2, dtype=dtype)
+    one = torch.ones(1, 2, dtype=dtype, device='cpu')
     try:
         torch.ops.mkldnn._linear_pointwise(one, one, None, 'gelu', [], 'none')
         torch.ops.mkldnn._linear_pointwise.binary(one, one[:, :1].contiguous(), one, None, 'add')

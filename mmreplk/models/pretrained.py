@@ -6,6 +6,7 @@ MMEngine loads what fits and only warns of the rest, also where nothing fits.
 from dataclasses import replace
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model.weight_init import update_init_info
 from torch import nn
 
@@ -23,6 +24,7 @@ from .checkpoint import (
     stage_norms,
     unwrap,
 )
+from .first_conv import adapted, channels_hint
 from .fold import fold_norms
 from .reading import read_any
 
@@ -67,7 +69,8 @@ def check_backbone_weights(backbone: nn.Module, body: dict[str, torch.Tensor]) -
     extra = [name for name in extra if not name.startswith(ignored)]
     if missing or extra or other:
         raise ValueError(other_arch(backbone, body) or 'does not match the backbone: '
-                         f'{describe_differences(missing, extra, other)}')
+                         f'{describe_differences(missing, extra, other)}'
+                         f'{channels_hint(backbone, body)}')
     return {name: value for name, value in body.items() if name in own}
 
 
@@ -114,7 +117,7 @@ def pretrained_body(checkpoint, prefix: str | None = None) -> dict[str, torch.Te
 
 
 def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None,
-                    map_location: str = 'cpu') -> None:
+                    map_location: str = 'cpu', in_channels: str | None = None) -> None:
     """Start a backbone from a file or address, as MMEngine's ``Pretrained`` does, but strictly.
 
     Args:
@@ -122,18 +125,26 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
         checkpoint (str): Whatever MMEngine can read; layouts as of :func:`pretrained_body`.
         prefix (str, optional): As of :func:`pretrained_body`. Defaults to None.
         map_location (str): Where to read to. Defaults to 'cpu'.
+        in_channels (str, optional): 'adapt' to fit weights of colour images to the channels of the
+            backbone, see :func:`.first_conv.adapted`. Defaults to None.
 
     Raises:
         ValueError: If the weights do not fit. Nothing is loaded then.
     """
     try:
         loaded = read_any(checkpoint, map_location)
-        body = check_backbone_weights(backbone, pretrained_body(loaded, prefix))
+        body = adapted(backbone, pretrained_body(loaded, prefix), in_channels, log_start)
+        body = check_backbone_weights(backbone, body)
     except ValueError as error:
         raise ValueError(f'init_cfg: the checkpoint {checkpoint!r} {error}.') from error
     backbone.load_state_dict(body, strict=False)
     if hasattr(backbone, '_params_init_info'):
         update_init_info(backbone, init_info=f'Pretrained: load from {checkpoint}')
+
+
+def log_start(line: str) -> None:
+    """Log a line about the weights that a network starts from."""
+    print_log(f'init_cfg: {line}.', logger='current')
 
 
 def _first_stages(arch: Arch, count: int) -> Arch:

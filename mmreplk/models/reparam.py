@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..ops import LargeKernelDWConv2d, large_kernel_dwconv2d_pair
+from ..ops.symbolic import is_symbolic, refuse_script
 from .layers import conv_bn, fuse_conv_bn, rounded
 
 
@@ -52,11 +53,13 @@ class ReparamLargeKernelConv(nn.Module):
         if self.small_kernel is None:
             return self.lkb_origin(x)
         large, small = self.lkb_origin.conv, self.small_conv.conv
-        if not (_is_plain(large) and _is_plain(small)):
+        if is_symbolic(x) or not (_is_plain(large) and _is_plain(small)):
             return self.lkb_origin(x) + self.small_conv(x)
         out, small_out = large_kernel_dwconv2d_pair(
             x, large.weight, small.weight, backend=large.backend)
         return self.lkb_origin.bn(out) + self.small_conv.bn(small_out)
+
+    __prepare_scriptable__ = refuse_script
 
     @property
     def deploy(self) -> bool:
@@ -102,7 +105,8 @@ class ReparamLargeKernelConv(nn.Module):
 
     def _replace_branches(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         origin = self.lkb_origin.conv
-        merged = self._merged_conv(origin.in_channels).to(origin.weight)
+        with torch.device(origin.weight.device):
+            merged = self._merged_conv(origin.in_channels).to(origin.weight)
         merged.weight.copy_(weight)
         merged.bias.copy_(bias)
         merged.requires_grad_(origin.weight.requires_grad)

@@ -69,7 +69,9 @@ class RepLKNet(BaseModule):
         deploy (bool): Whether to build the deployed network (:meth:`switch_to_deploy`), to load its
             weights into, or weights whose kernels are merged but whose norms are not folded.
             Defaults to False.
-        init_cfg (dict | list[dict], optional): Initialisation config of MMEngine. Defaults to None.
+        init_cfg (dict | list[dict], optional): Initialisation config of MMEngine. ``Pretrained``
+            takes ``in_channels='adapt'`` besides, to start from weights for colour images with
+            other ``in_channels``: see :mod:`mmreplk.models.first_conv`. Defaults to None.
 
     Raises:
         TypeError: If an argument is of the wrong type.

@@ -84,7 +84,7 @@ def conv2d_of_resized(maps: Sequence[Tensor], weight: Tensor, size: tuple[int, i
 @lru_cache(maxsize=16)
 def _resizing(old: tuple[int, int], new: tuple[int, int], kernel: tuple[int, int],
               align_corners: bool) -> Tensor:
-    """The sparse matrix from products, by pixel and tap, to the sums, by pixel.
+    """The sparse matrix from products, by pixel and tap, to the sums, by pixel; it is kept.
 
     Rows are ``(y, x)`` of the new map, columns ``(r, c, u, v)`` with ``(r, c)`` of the old one and
     ``(u, v)`` of the kernel.
@@ -103,7 +103,7 @@ def _resizing(old: tuple[int, int], new: tuple[int, int], kernel: tuple[int, int
         warnings.simplefilter('ignore', UserWarning)
         return torch.sparse_csr_tensor(
             F.pad(ends, (1, 0)), places[used], values[used].float(),
-            (new[0] * new[1], old[0] * old[1] * taps), check_invariants=False)
+            (new[0] * new[1], old[0] * old[1] * taps), device='cpu', check_invariants=False)
 
 
 def _resizing_of_axis(old: int, new: int, kernel: int, align_corners: bool, stride: int,
@@ -115,13 +115,14 @@ def _resizing_of_axis(old: int, new: int, kernel: int, align_corners: bool, stri
         and their factors, float64; filled up with zeros.
     """
     # What F.interpolate makes of the unit vectors: its factors, whatever its conventions are.
-    factors = F.interpolate(torch.eye(old, dtype=torch.float64)[None], size=new, mode='linear',
+    units = torch.eye(old, dtype=torch.float64, device='cpu')
+    factors = F.interpolate(units[None], size=new, mode='linear',
                             align_corners=align_corners)[0].T
     # Row i of tap u is place i + u - kernel // 2; beyond the ends are the zeros of the padding.
     padded = F.pad(factors, (0, 0, kernel // 2, kernel // 2))
     factors = torch.stack([padded[u:u + new] for u in range(kernel)], 2).flatten(1)
-    distances = (torch.arange(old, dtype=torch.int32)[:, None] * stride
-                 + torch.arange(kernel, dtype=torch.int32) * tap_stride).flatten()
+    rows, taps = (torch.arange(count, dtype=torch.int32, device='cpu') for count in (old, kernel))
+    distances = (rows[:, None] * stride + taps * tap_stride).flatten()
     most = int((factors != 0).sum(1).max())
     order = (factors == 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
     return distances[order], factors.gather(1, order)

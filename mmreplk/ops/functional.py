@@ -26,6 +26,7 @@ def large_kernel_dwconv2d(x: Tensor,
                           stride: int | tuple[int, int] = 1,
                           padding: int | tuple[int, int] | str = 0,
                           dilation: int | tuple[int, int] = 1,
+                          groups: int | None = None,
                           *,
                           activation: str | None = None,
                           backend: str = 'auto') -> Tensor:
@@ -47,6 +48,8 @@ def large_kernel_dwconv2d(x: Tensor,
         padding (int | tuple[int, int] | str): Zeros on both sides, down and right, or 'same' or
             'valid'. Defaults to 0.
         dilation (int | tuple[int, int]): Down and right. Defaults to 1.
+        groups (int, optional): Those of ``F.conv2d``: the channels C that x has to have. Defaults
+            to None, as many as it has.
         activation (str, optional): 'relu' for ``F.relu`` of the result, at no cost: the kernels
             apply it to what they are about to store. Defaults to None.
         backend (str): 'auto' picks the fastest; `explain` says which and why. 'triton' (GPU),
@@ -65,6 +68,14 @@ def large_kernel_dwconv2d(x: Tensor,
     relu = activation is not None
     if relu and activation != 'relu':
         raise ValueError(f"activation must be 'relu' or None, not {activation!r}")
+    # Whoever listens decides by himself, also torch.fx, whose proxies have no sizes to look at.
+    if has_torch_function((x, weight, bias)):
+        return handle_torch_function(large_kernel_dwconv2d, (x, weight, bias), x, weight, bias,
+                                     stride, padding, dilation, groups, activation=activation,
+                                     backend=backend)
+    if groups is not None and (x.dim() not in (3, 4) or x.shape[-3] != groups):
+        raise RuntimeError(f'groups={groups}: x must be (N, {groups}, H, W) or ({groups}, H, W), '
+                           f'one channel a group, not {tuple(x.shape)}')
     if backend == 'auto':
         # A shortcut for problems of a few microseconds; every check below would be felt.
         if (x.dim() == 4 and weight.dim() == 4 and x.device.type == 'cpu'
@@ -72,10 +83,6 @@ def large_kernel_dwconv2d(x: Tensor,
             return _pytorch(x, weight, bias, stride, padding, dilation, relu)
     elif backend not in dispatch.BACKENDS:
         raise ValueError(f'backend must be one of {", ".join(dispatch.BACKENDS)}, not {backend!r}')
-    if has_torch_function((x, weight, bias)):
-        return handle_torch_function(large_kernel_dwconv2d, (x, weight, bias), x, weight, bias,
-                                     stride, padding, dilation, activation=activation,
-                                     backend=backend)
     if x.dim() == 3 and weight.dim() == 4:
         return large_kernel_dwconv2d(
             x.unsqueeze(0), weight, bias, stride, padding, dilation, activation=activation,
@@ -140,6 +147,9 @@ def large_kernel_dwconv2d_pair(x: Tensor,
         RuntimeError, ValueError: As `large_kernel_dwconv2d`.
     """
     pair = weight, small_weight
+    if has_torch_function((x, *pair)):
+        return handle_torch_function(large_kernel_dwconv2d_pair, (x, *pair), x, *pair,
+                                     backend=backend)
     if not _goes_as_pair(x, pair, backend):
         return tuple(large_kernel_dwconv2d(
             x, w, padding=[k // 2 for k in w.shape[2:]], backend=backend) for w in pair)
@@ -154,7 +164,7 @@ def _goes_as_pair(x: Tensor, pair: tuple[Tensor, Tensor], backend: str) -> bool:
     if not (torch.is_grad_enabled() and x.requires_grad and x.dim() == 4 and x.device.type == 'cpu'
             and backend in ('auto', 'fft') and all(w.requires_grad and w.dim() == 4 for w in pair)):
         return False
-    if (has_torch_function((x, *pair)) or torch.jit.is_tracing() or _is_differentiated_by_func()
+    if (torch.jit.is_tracing() or _is_differentiated_by_func()
             or torch.compiler.is_compiling()):
         return False
     problems = []

@@ -1,10 +1,12 @@
 """``LargeKernelDWConv2d``: the operator as a drop-in for ``nn.Conv2d``."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .dispatch import BACKENDS
 from .functional import large_kernel_dwconv2d
+from .symbolic import is_symbolic
 
 
 class LargeKernelDWConv2d(nn.Conv2d):
@@ -64,9 +66,21 @@ class LargeKernelDWConv2d(nn.Conv2d):
         self.__dict__.setdefault('activation', None)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map ``(N, C, H, W)`` or ``(C, H, W)`` as ``nn.Conv2d`` does."""
-        if self.groups != self.in_channels or input.dim() not in (3, 4) or (
-                input.shape[-3] != self.in_channels):
+        """Map ``(N, C, H, W)`` or ``(C, H, W)`` as ``nn.Conv2d`` does.
+
+        ``torch.fx`` finds one call of `large_kernel_dwconv2d` here, and ``torch.jit.script``, as
+        ``torch.jit.trace``, PyTorch's convolution.
+        """
+        if torch.jit.is_scripting():
+            out = self._conv_forward(input, self.weight, self.bias)
+            return out if self.activation is None else F.relu(out)
+        else:  # noqa: RET505  # the compiler leaves out an else alone
+            return self._fast_forward(input)
+
+    def _fast_forward(self, input: Tensor) -> Tensor:
+        symbolic = is_symbolic(input)
+        if self.groups != self.in_channels or not symbolic and (
+                input.dim() not in (3, 4) or input.shape[-3] != self.in_channels):
             out = super().forward(input)
             return out if self.activation is None else F.relu(out)
         padding = self.padding
@@ -74,8 +88,8 @@ class LargeKernelDWConv2d(nn.Conv2d):
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         return large_kernel_dwconv2d(input, self.weight, self.bias, self.stride, padding,
-                                     self.dilation, activation=self.activation,
-                                     backend=self.backend)
+                                     self.dilation, self.groups if symbolic else None,
+                                     activation=self.activation, backend=self.backend)
 
     def extra_repr(self) -> str:
         """``nn.Conv2d``'s, and what was asked for besides."""

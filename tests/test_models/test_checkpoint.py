@@ -186,6 +186,63 @@ class TestPretrained:
         model = self.start(tmp_path, tiny_arch, kept)
         assert torch.equal(model.stem[0].bn.running_var, source['stem.0.bn.running_var'])
 
+    @pytest.mark.parametrize('channels', [1, 2, 4, 6, 7])
+    @pytest.mark.parametrize('deploy', [False, True])
+    def test_other_channels(self, tmp_path, tiny_arch, source, channels, deploy, caplog):
+        """The first convolution as timm makes it of weights for colour images."""
+        if deploy:
+            source = numbered(RepLKNet(tiny_arch, deploy=True, final_norm=True))
+        start = dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'))
+        options = dict(in_channels=channels, deploy=deploy)
+        with pytest.raises(ValueError, match=r"for images of 3 channels, the network for "
+                           rf"{channels}: in_channels='adapt'.*init_cfg"):
+            self.start(tmp_path, tiny_arch, source, init_cfg=start, **options)
+        with caplog.at_level('INFO'):
+            model = self.start(tmp_path, tiny_arch, source,
+                               init_cfg=dict(start, in_channels='adapt'), **options)
+        weight = source['stem.0.conv.weight']
+        if channels == 1:
+            wanted = weight.sum(1, keepdim=True)
+        else:
+            wanted = torch.stack([weight[:, i % 3] for i in range(channels)], 1) * (3 / channels)
+        own = model.state_dict()
+        torch.testing.assert_close(own['stem.0.conv.weight'], wanted)
+        for name in own.keys() - {'stem.0.conv.weight'}:
+            assert torch.equal(own[name], source[name]), name
+        # A network that sees the same in all channels sees what it saw.
+        grey = torch.rand(1, 1, 32, 32)
+        if channels in (1, 6):
+            colour = self.start(tmp_path, tiny_arch, source, deploy=deploy).stem[0].conv
+            torch.testing.assert_close(model.stem[0].conv(grey.expand(-1, channels, -1, -1)),
+                                       colour(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-3)
+
+    def test_adapting_says_so_once(self, tmp_path, tiny_arch, source, capfd):
+        from mmengine.logging import MMLogger
+        file = str(tmp_path / 'weights.pth')
+        start = dict(type='Pretrained', checkpoint=file, in_channels='adapt')
+        MMLogger.get_instance('adapt', logger_name='adapt')
+        for channels, times in ((6, 1), (3, 0)):
+            capfd.readouterr()
+            self.start(tmp_path, tiny_arch, source, init_cfg=start, in_channels=channels)
+            text = ''.join(capfd.readouterr())
+            assert text.count('repeated and scaled by 3/6 for the 6') == times
+
+    def test_adapting_is_for_colours_and_the_first_convolution(self, tmp_path, tiny_arch, source):
+        start = dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'))
+        six = dict(source)
+        stem = source['stem.0.conv.weight']
+        six['stem.0.conv.weight'] = torch.cat([stem, -stem], 1)
+        with pytest.raises(ValueError, match="weights for 3 channels, but .* is for 6"):
+            self.start(tmp_path, tiny_arch, six, in_channels=4,
+                       init_cfg=dict(start, in_channels='adapt'))
+        with pytest.raises(ValueError, match="in_channels='repeat' in init_cfg must be 'adapt'"):
+            self.start(tmp_path, tiny_arch, source, init_cfg=dict(start, in_channels='repeat'))
+        adapt = dict(start, in_channels='adapt')
+        assert equal(self.start(tmp_path, tiny_arch, six, in_channels=6, init_cfg=adapt), six)
+        other = dict(tiny_arch, large_kernel_sizes=[13, 11, 9, 5])
+        with pytest.raises(ValueError, match=r'13-11-9-7.*but the backbone of.*13-11-9-5'):
+            self.start(tmp_path, other, source, init_cfg=adapt, in_channels=6)
+
 
 class TestLoadStateDict:
     """Plain ``load_state_dict`` of a classifier takes MMPretrain's final norm by its name there."""

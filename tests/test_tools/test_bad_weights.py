@@ -140,6 +140,26 @@ def test_addresses(files, monkeypatch):
     assert len(asked) == 3
 
 
+def test_weights_for_images_of_other_channels(files):
+    """The check before a run knows the way out, names it, and takes what the run takes."""
+    cfg = files.cfg
+    start = dict(type='Pretrained', checkpoint=files.save('rgb.pth'), prefix='backbone.')
+    cfg.model.backbone.update(in_channels=6, init_cfg=start)
+    backbone = preflight.check_backbone(cfg)
+    with pytest.raises(ValueError, match=r"model\.backbone\.init_cfg\.checkpoint: .*the network "
+                       r"for 6: in_channels='adapt'"):
+        preflight.check_pretrained(cfg, backbone)
+    with pytest.raises(ValueError, match="load_from: .*in_channels='adapt'"):
+        preflight.check_weights(cfg, start['checkpoint'], 'load_from', heads_may_differ=True)
+    start['in_channels'] = 'adapt'
+    cfg.model.backbone.init_cfg = start
+    assert preflight.check_pretrained(cfg, backbone) is None
+    build_model(cfg, 'cpu').init_weights()
+    cfg.model.backbone.init_cfg.in_channels = 'mean'
+    with pytest.raises(ValueError, match="in_channels='mean' in init_cfg must be 'adapt'"):
+        preflight.check_pretrained(cfg, backbone)
+
+
 def test_weights_to_start_from(files):
     cfg = files.cfg
     backbone = preflight.check_backbone(cfg)
