@@ -137,7 +137,7 @@ def runs_products(x: Tensor) -> bool:
 @cache
 def _multiplies(dtype: torch.dtype) -> bool:
     """Whether oneDNN has these products on this CPU: without AVX-512 it has none of bfloat16."""
-    one = torch.ones(1, 2, dtype=dtype)
+    one = torch.ones(1, 2, dtype=dtype, device='cpu')
     try:
         torch.ops.mkldnn._linear_pointwise(one, one, None, 'gelu', [], 'none')
         torch.ops.mkldnn._linear_pointwise.binary(one, one[:, :1].contiguous(), one, None, 'add')
