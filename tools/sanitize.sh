@@ -28,14 +28,17 @@ mkdir -p "$build"/{reports,objects}
 cp -r mmreplk tests "$build"
 rm -f "$build"/mmreplk/ops/_native*.so
 include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
-flags=(-O2 -g -std=gnu11 -ffp-contract=fast -fno-math-errno -fPIC -fno-omit-frame-pointer
+flags=(-O1 -g -std=gnu11 -ffp-contract=fast -fno-math-errno -fPIC -fno-omit-frame-pointer
        -fsanitize=address,undefined -fno-sanitize-recover=undefined)
+jobs=()
 for source in mmreplk/ops/csrc/*.c; do
   case $source in *.inc.c) continue ;; esac
   # A pool that keeps blocks would hide what is used after it was given back.
   "$cc" "${flags[@]}" -DMMREPLK_NO_POOL -I "$include" -c "$source" \
-    -o "$build/objects/$(basename "$source" .c).o"
+    -o "$build/objects/$(basename "$source" .c).o" &
+  jobs+=($!)
 done
+for job in "${jobs[@]}"; do wait "$job"; done
 "$cc" -shared "${flags[@]}" "$build"/objects/*.o -lm -lpthread \
   -o "$build/mmreplk/ops/_native.abi3.so"
 
