@@ -84,7 +84,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, ba
         if piece.problem == problem:
             return part.to(problem.dtype)
         if out is None:
-            out = torch.empty(problem.out_shape, dtype=problem.dtype,
+            out = torch.empty(problem.out_shape, dtype=problem.dtype, device=x.device,
                               memory_format=problem.memory_format)
         out[piece.images, piece.outputs] = part
         del part  # the next is to take its place
@@ -176,7 +176,8 @@ def backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tensor],
         if piece.problem == first:
             return [part.to(x.dtype) for part in (both[0], *both[1])]
         if out is None:
-            out = [torch.empty(x.shape, dtype=x.dtype, memory_format=first.memory_format),
+            out = [torch.empty(x.shape, dtype=x.dtype, device=x.device,
+                               memory_format=first.memory_format),
                    *(part.new_zeros(weight.shape) for part, weight in zip(
                        both[1], weights, strict=True))]
         out[0][piece.images, piece.inputs] = both[0]
@@ -232,7 +233,7 @@ def _dense(tensor: Tensor, problem: Problem, room: dict[int, Tensor], place: int
     if tensor.dtype == torch.float32 and tensor.is_contiguous(memory_format=memory_format):
         return tensor
     if place not in room:  # the first piece is the largest
-        room[place] = torch.empty(tensor.numel())
+        room[place] = torch.empty(tensor.numel(), dtype=torch.float32, device='cpu')
     images, channels, height, width = tensor.shape
     memory = room[place][:tensor.numel()]
     if problem.channels_last:

@@ -4,9 +4,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from . import cpu, gpu
+from .arguments import BACKENDS
 from .problem import Problem
-
-BACKENDS = ('auto', 'triton', 'fft', 'direct', 'torch')
 
 
 class Choice(NamedTuple):

@@ -9,14 +9,13 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import cpu, dispatch
+from .arguments import LONGEST, WIDEST, check_memory, plain_dilation
 from .operators import HANGING_WIDTH, conv2d, dwconv2d, dwconv2d_pair, forward
 from .problem import Problem, memory_format_of
 
 # Below this product of input points and taps, PyTorch's convolution takes about as long as its own
 # call overhead, and looking for anything better would cost more than it brings.
 TINY = 1 << 12
-# Nor are estimates made for maps of such sides, which take time with the size.
-LONGEST = 1 << 24
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -87,6 +86,9 @@ def large_kernel_dwconv2d(x: Tensor,
         return large_kernel_dwconv2d(
             x.unsqueeze(0), weight, bias, stride, padding, dilation, activation=activation,
             backend=backend).squeeze(0)
+    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()
+            or torch._C._functorch.maybe_current_level() is not None):
+        check_memory(x=x, weight=weight, bias=bias)
     trained = weight
     x, weight, bias = _autocast(x, weight, bias)
     # Spectra of weights are kept while nobody trains them. A copy made by autocast does not last.
@@ -98,19 +100,8 @@ def large_kernel_dwconv2d(x: Tensor,
     # A graph for other runtimes holds a plain convolution, which all of them know.
     if torch.jit.is_tracing():
         return _pytorch(x, weight, bias, stride, padding, dilation, relu)
-    if torch.compiler.is_compiling():
-        if torch.onnx.is_in_onnx_export():
-            return _pytorch(x, weight, bias, stride, padding, dilation, relu)
-        if backend == 'torch' or _pair(stride) != (1, 1) or not _is_depthwise(x, weight):
-            return _pytorch(x, weight, bias, stride, padding, dilation, relu)
-        dilation = _pair(dilation)
-        sides = None if dilation is None else _sides(padding, weight.shape[2:], dilation)
-        # Of bad input, PyTorch says what is wrong.
-        if (sides is None or min(sides) < 0 or min(dilation) < 1
-                or not _are_alike(x, weight, bias)):
-            return _pytorch(x, weight, bias, stride, padding, dilation, relu)
-        # The choice falls when the graph runs: sizes may be symbols here.
-        return dwconv2d(x, weight, bias, sides, dilation, backend, keep, relu)
+    if torch.compiler.is_compiling() or _is_symbolic(x, weight):
+        return _graph(x, weight, bias, stride, padding, dilation, backend, keep, relu)
 
     problem, chosen = _plan(x, weight, bias, stride, padding, dilation, backend, relu)
     if problem is None:  # bad input, for which PyTorch has the words, or nothing to compute
@@ -121,6 +112,22 @@ def large_kernel_dwconv2d(x: Tensor,
     if _is_plain(x, weight, bias):
         return forward(x, weight, bias, problem, chosen, keep)
     return dwconv2d(x, weight, bias, problem.padding, problem.dilation, backend, keep, relu)
+
+
+def _graph(x, weight, bias, stride, padding, dilation, backend, keep, relu) -> Tensor:
+    """What stands in a graph: one call of the op, or PyTorch's convolution."""
+    if torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
+        return _pytorch(x, weight, bias, stride, padding, dilation, relu)
+    if backend == 'torch' or _pair(stride) != (1, 1) or not _is_depthwise(x, weight):
+        return _pytorch(x, weight, bias, stride, padding, dilation, relu)
+    dilation = _pair(dilation)
+    sides = None if dilation is None else _sides(padding, weight.shape[2:], dilation)
+    # Of bad input, PyTorch says what is wrong.
+    if (sides is None or min(sides) < 0 or max(sides) > LONGEST or min(dilation) < 1
+            or not _reaches(dilation, weight.shape[2:]) or not _are_alike(x, weight, bias)):
+        return _pytorch(x, weight, bias, stride, padding, dilation, relu)
+    # The choice falls when the graph runs: sizes may be symbols here.
+    return dwconv2d(x, weight, bias, sides, dilation, backend, keep, relu)
 
 
 def large_kernel_dwconv2d_pair(x: Tensor,
@@ -165,7 +172,7 @@ def _goes_as_pair(x: Tensor, pair: tuple[Tensor, Tensor], backend: str) -> bool:
             and backend in ('auto', 'fft') and all(w.requires_grad and w.dim() == 4 for w in pair)):
         return False
     if (torch.jit.is_tracing() or _is_differentiated_by_func()
-            or torch.compiler.is_compiling()):
+            or torch.compiler.is_compiling() or any(_is_symbolic(x, w) for w in pair)):
         return False
     problems = []
     for w in pair:
@@ -253,8 +260,10 @@ def problem_of(x, weight, bias, stride, padding, dilation, relu=False) -> Proble
     if padding == 'same' and stride != (1, 1):
         return None
     sides = _sides(padding, kernel, dilation)
-    if sides is None or min(sides) < 0 or not x.numel() or not outputs or min(kernel) < 1:
+    if (sides is None or min(sides) < 0 or max(sides) > LONGEST or not x.numel() or not outputs
+            or min(kernel) < 1 or not _reaches(dilation, kernel)):
         return None
+    dilation = plain_dilation(dilation, kernel)
     channels_last = memory_format_of(x) == torch.channels_last
     problem = Problem(x.dtype, x.device.type, channels_last, batch, channels, height, width,
                       outputs // channels, kernel, stride, sides, dilation, bias is not None, relu)
@@ -264,6 +273,16 @@ def problem_of(x, weight, bias, stride, padding, dilation, relu=False) -> Proble
 def _is_depthwise(x: Tensor, weight: Tensor) -> bool:
     return (x.dim() == 4 and weight.dim() == 4 and weight.shape[1] == 1 and x.shape[1] > 0
             and weight.shape[0] % x.shape[1] == 0)
+
+
+def _reaches(dilation, kernel) -> bool:
+    """Whether a kernel is of a size that the kernels and their estimates take."""
+    return all(d * (k - 1) < WIDEST for d, k in zip(dilation, kernel, strict=True))
+
+
+def _is_symbolic(*tensors: Tensor) -> bool:
+    """Whether sizes are symbols, as while ``make_fx`` traces: no plan can be looked up by them."""
+    return any(type(size) is not int for t in tensors for size in t.shape)
 
 
 def _are_alike(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

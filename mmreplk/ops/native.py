@@ -1,8 +1,8 @@
 """The compiled CPU kernels (csrc/) over tensors: float32, stride 1.
 
 Installation without a compiler leaves them out; `available` then says so and nothing else here may
-be called. Arguments are not checked: maps are dense in the problem's memory format, weights are
-contiguous, everything is float32 on the CPU.
+be called. Maps are dense in the problem's memory format, weights are contiguous, which is not
+checked; that everything is float32 on the CPU and lies in memory large enough is.
 """
 
 import ctypes
@@ -62,36 +62,65 @@ def isas() -> list[str]:
     return [name for name, _ in _native.isas()]
 
 
+def memory(tensor: Tensor | None) -> tuple[int, int] | int:
+    """Where the elements of a float32 tensor on the CPU begin, and the bytes from there on.
+
+    Those that its storage has, whatever the sizes of the tensor say; 0 for None.
+
+    Raises:
+        RuntimeError: If the tensor is of another dtype or device.
+    """
+    if tensor is None:
+        return 0
+    if tensor.dtype != torch.float32 or tensor.device.type != 'cpu':
+        raise RuntimeError('the compiled kernels take memory of float32 on the CPU, not of '
+                           f'{tensor.dtype} on {tensor.device}')
+    return _held(tensor)
+
+
+def _held(tensor: Tensor) -> tuple[int, int]:
+    begin = tensor.storage_offset() * tensor.element_size()
+    return tensor.data_ptr(), max(0, tensor.untyped_storage().nbytes() - begin)
+
+
+def _room(*shape: int, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """Memory for the kernels, whatever the process has for default dtype and device."""
+    return torch.empty(shape, dtype=torch.float32, device='cpu', memory_format=memory_format)
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two contiguous tensors of one dtype and shape hold the same bits."""
-    return _native.same(torch.get_num_threads(), a.data_ptr(), b.data_ptr(), a.nbytes)
+    sizes = [t.nbytes for t in (a, b)]
+    if any(size > _held(t)[1] for size, t in zip(sizes, (a, b), strict=True)):
+        return False
+    return _native.same(torch.get_num_threads(), (a.data_ptr(), sizes[0]), (b.data_ptr(), sizes[1]))
 
 
 def direct_forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
                    isa: int = -1) -> Tensor:
     """The convolution as a direct sum, ``(N, C * M, H', W')``."""
     call = _call(problem, isa)
-    out = torch.empty(call.out_shape, memory_format=call.out_format)
-    _native.run(call.forward, call.isa, torch.get_num_threads(), call.geometry, x.data_ptr(),
-                weight.data_ptr(), 0, 0 if bias is None else bias.data_ptr(), 0, out.data_ptr())
+    out = _room(*call.out_shape, memory_format=call.out_format)
+    _native.run(call.forward, call.isa, torch.get_num_threads(), call.geometry, memory(x),
+                memory(weight), 0, memory(bias), 0, memory(out))
     return out
 
 
 def direct_weight_grad(x: Tensor, grad: Tensor, problem: Problem, isa: int = -1) -> Tensor:
     """The gradient of the weights as a direct sum, ``(C * M, 1, Kh, Kw)``."""
     call = _call(problem, isa)
-    out = torch.empty(problem.out_channels, 1, *problem.kernel)
-    _native.run(call.weight_grad, call.isa, torch.get_num_threads(), call.geometry, x.data_ptr(),
-                0, 0, 0, grad.data_ptr(), out.data_ptr())
+    out = _room(problem.out_channels, 1, *problem.kernel)
+    _native.run(call.weight_grad, call.isa, torch.get_num_threads(), call.geometry, memory(x),
+                0, 0, 0, memory(grad), memory(out))
     return out
 
 
 def fft_spectrum(weight: Tensor, problem: Problem, isa: int = -1) -> Tensor:
     """The spectrum of the weights for `fft_forward`, an opaque buffer."""
     call = _call(problem, isa)
-    out = torch.empty(call.spectrum_size)
+    out = _room(call.spectrum_size)
     _native.run(_SPECTRUM, call.isa, torch.get_num_threads(), call.geometry, 0,
-                weight.data_ptr(), 0, 0, 0, out.data_ptr())
+                memory(weight), 0, 0, 0, memory(out))
     return out
 
 
@@ -113,19 +142,19 @@ def fft_forward(x: Tensor, spectrum: Tensor, weight: Tensor, bias: Tensor | None
                 isa: int = -1) -> Tensor:
     """The convolution as a product of spectra; the weights serve where x holds NaN or Inf."""
     call = _call(problem, isa)
-    out = torch.empty(call.out_shape, memory_format=call.out_format)
-    _native.run(_FFT_FORWARD, call.isa, torch.get_num_threads(), call.geometry, x.data_ptr(),
-                weight.data_ptr(), spectrum.data_ptr(), 0 if bias is None else bias.data_ptr(), 0,
-                out.data_ptr())
+    out = _room(*call.out_shape, memory_format=call.out_format)
+    _native.run(_FFT_FORWARD, call.isa, torch.get_num_threads(), call.geometry, memory(x),
+                memory(weight), memory(spectrum), memory(bias), 0,
+                memory(out))
     return out
 
 
 def fft_weight_grad(x: Tensor, grad: Tensor, problem: Problem, isa: int = -1) -> Tensor:
     """The gradient of the weights as a product of spectra, ``(C * M, 1, Kh, Kw)``."""
     call = _call(problem, isa)
-    out = torch.empty(problem.out_channels, 1, *problem.kernel)
-    _native.run(_FFT_WEIGHT_GRAD, call.isa, torch.get_num_threads(), call.geometry, x.data_ptr(),
-                0, 0, 0, grad.data_ptr(), out.data_ptr())
+    out = _room(problem.out_channels, 1, *problem.kernel)
+    _native.run(_FFT_WEIGHT_GRAD, call.isa, torch.get_num_threads(), call.geometry, memory(x),
+                0, 0, 0, memory(grad), memory(out))
     return out
 
 
@@ -148,10 +177,10 @@ def fft_backward(x: Tensor, branches: list[tuple[Tensor, Tensor, Problem]],
     calls = [_call(problem, isa, first) for _, _, problem in branches]
     # A single tile writes what it reads, several add to one another.
     grad_x = torch.zeros_like(x)
-    grads = [torch.empty(problem.out_channels, 1, *problem.kernel) for _, _, problem in branches]
+    grads = [_room(problem.out_channels, 1, *problem.kernel) for _, _, problem in branches]
     finite = _native.backward(
-        calls[0].isa, torch.get_num_threads(), x.data_ptr(), grad_x.data_ptr(),
-        *((call.geometry, weight.data_ptr(), grad.data_ptr(), out.data_ptr())
+        calls[0].isa, torch.get_num_threads(), memory(x), memory(grad_x),
+        *((call.geometry, memory(weight), memory(grad), memory(out))
           for call, (weight, grad, _), out in zip(calls, branches, grads, strict=True)))
     return (grad_x, grads) if finite else None
 

@@ -14,6 +14,16 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import cpu, dispatch
+from .arguments import (
+    WIDEST,
+    check_backend,
+    check_convolution,
+    check_sizes,
+    check_tensors,
+    out_size,
+    plain_dilation,
+    refuse_nested,
+)
 from .problem import Problem, memory_format_of
 
 
@@ -21,10 +31,12 @@ from .problem import Problem, memory_format_of
 def _dwconv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int],
               dilation: list[int], backend: str, keep: bool = False, relu: bool = False) -> Tensor:
     """Stride 1; padding is (top, bottom, left, right); keep: see cpu.forward; relu: of the sum."""
-    _check(x, weight.shape, (weight, ) if bias is None else (weight, bias), padding, dilation)
+    check_backend(backend)
+    check_tensors(x=x, weight=weight, bias=bias)
+    check_convolution(x, weight.shape, padding, dilation)
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise RuntimeError(f'mmreplk::dwconv2d: a bias of shape {tuple(bias.shape)} for weights of '
-                           f'shape {tuple(weight.shape)}')
+        raise RuntimeError(f'mmreplk: bias must be of shape {tuple(weight.shape[:1])}, one for each'
+                           f' output channel of weight, not {tuple(bias.shape)}')
     problem = _problem(x, weight.shape, bias is not None, padding, dilation, relu)
     if problem is None:
         return _convolve(x, weight, bias, padding, dilation, relu)
@@ -34,8 +46,13 @@ def _dwconv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int]
 def _dwconv2d_weight_grad(x: Tensor, grad: Tensor, kernel_size: list[int], padding: list[int],
                           dilation: list[int], backend: str) -> Tensor:
     """Gradient ``(C * M, 1, Kh, Kw)`` of the weights, for input x and output gradient grad."""
+    check_backend(backend)
+    check_tensors(x=x, grad=grad)
+    if grad.dim() != 4:
+        raise RuntimeError(f'mmreplk: grad must have 4 dimensions, not {tuple(grad.shape)}')
+    check_sizes('kernel_size', kernel_size, 2, 1, WIDEST)
     shape = (grad.shape[1], 1, *kernel_size)
-    _check(x, shape, (grad, ), padding, dilation, grad.shape)
+    check_convolution(x, shape, padding, dilation, grad.shape, 'grad')
     problem = _problem(x, shape, False, padding, dilation)
     if problem is None:
         return x.new_zeros(shape)
@@ -61,6 +78,10 @@ def dwconv2d_pair(x: Tensor, weight: Tensor, other: Tensor, padding: list[int],
                   other_padding: list[int], dilation: list[int], backend: str
                   ) -> tuple[Tensor, Tensor]:
     """Two `dwconv2d` of the same x and dilation, whose gradients are computed together."""
+    check_backend(backend)
+    check_tensors(x=x, weight=weight, other=other)
+    check_convolution(x, other.shape, other_padding, dilation, weight_name='other',
+                      padding_name='other_padding')
     return (_dwconv2d(x, weight, None, padding, dilation, backend),
             _dwconv2d(x, other, None, other_padding, dilation, backend))
 
@@ -76,9 +97,13 @@ def dwconv2d_backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tens
     ``[gradient of x, summed over the convolutions; gradient of each weight]`` for the gradients of
     the outputs; paddings holds 4 and dilations 2 values for each convolution.
     """
+    check_backend(backend)
+    _check_branches(grads, weights, paddings, dilations)
     branches = list(_branches(grads, weights, paddings, dilations))
-    for grad, weight, padding, dilation in branches:
-        _check(x, weight.shape, (grad, weight), padding, dilation, grad.shape)
+    for i, (grad, weight, padding, dilation) in enumerate(branches):
+        check_tensors(x=x, **{f'grads[{i}]': grad, f'weights[{i}]': weight})
+        check_convolution(x, weight.shape, padding, dilation, grad.shape, f'weights[{i}]',
+                          'paddings', f'grads[{i}]')
     problems = [_problem(x, weight.shape, False, padding, dilation)
                 for _, weight, padding, dilation in branches]
     if None not in problems and cpu.one_backward(tuple(problems), backend):
@@ -93,6 +118,16 @@ def dwconv2d_backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tens
                                          soft(backend)))
     # In the format that the fake promises: a compiled graph relies on it.
     return [total.contiguous(memory_format=memory_format_of(x)), *out]
+
+
+def _check_branches(grads, weights, paddings, dilations) -> None:
+    if len(grads) not in (1, 2) or len(weights) != len(grads):
+        raise RuntimeError(f'mmreplk: grads and weights must be one or two each, not {len(grads)} '
+                           f'and {len(weights)}')
+    for name, values, each in (('paddings', paddings, 4), ('dilations', dilations, 2)):
+        if len(values) != each * len(grads):
+            raise RuntimeError(f'mmreplk: {name} must be {each} numbers for each of the weights, '
+                               f'not {list(values)}')
 
 
 def _branches(grads, weights, paddings, dilations):
@@ -136,43 +171,18 @@ def allow_tf32() -> bool:
     return torch.backends.cudnn.allow_tf32
 
 
-def _check(x, weight_shape, others, padding, dilation, out_shape=None) -> None:
-    """What the kernels rely on: the ops are public, and graphs that call them are saved and loaded.
-
-    Raises:
-        RuntimeError: For arguments that are no convolution.
-    """
-    sizes = (tuple(x.shape), tuple(weight_shape), list(padding), list(dilation))
-    wrong = (x.dim() != 4 or len(weight_shape) != 4 or weight_shape[1] != 1 or len(padding) != 4
-             or len(dilation) != 2 or min(padding) < 0 or min(dilation) < 1)
-    if not wrong and x.shape[1]:
-        wrong = weight_shape[0] % x.shape[1] != 0
-    if not wrong and out_shape is not None:
-        size = _out_size(x.shape, weight_shape, padding, dilation)
-        wrong = tuple(out_shape) != (x.shape[0], weight_shape[0], *size)
-    if wrong or any(t.dtype != x.dtype or t.device != x.device for t in others):
-        kinds = ', '.join(f'{t.dtype} on {t.device}' for t in (x, *others))
-        raise RuntimeError(
-            'mmreplk: input {}, weights {}, padding {} (top, bottom, left, right), dilation {} of '
-            'tensors {} are no depth-wise convolution'.format(*sizes, kinds))
-
-
-def _out_size(shape, weight_shape, padding, dilation) -> tuple[int, int]:
-    return (shape[2] + padding[0] + padding[1] - dilation[0] * (weight_shape[2] - 1),
-            shape[3] + padding[2] + padding[3] - dilation[1] * (weight_shape[3] - 1))
-
-
 def _problem(x, weight_shape, has_bias, padding, dilation, relu=False) -> Problem | None:
     """None if there is nothing to compute."""
     if 0 in x.shape or 0 in weight_shape:
         return None
     return Problem(x.dtype, x.device.type, memory_format_of(x) == torch.channels_last, *x.shape,
                    weight_shape[0] // x.shape[1], tuple(weight_shape[2:]), (1, 1), tuple(padding),
-                   tuple(dilation), has_bias, relu)
+                   plain_dilation(dilation, weight_shape[2:]), has_bias, relu)
 
 
 def _convolve(x, weight, bias, padding, dilation, relu=False) -> Tensor:
     top, bottom, left, right = padding
+    dilation = plain_dilation(dilation, weight.shape[2:])
     if top != bottom or left != right:
         x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
     out = conv2d(x, weight, bias, 1, (top, left), dilation, x.shape[1])
@@ -202,9 +212,18 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups) -> Tensor:
         return F.conv2d(*wide, stride, padding, dilation, groups).to(x.dtype)
 
 
+def _check_counts(x, weight, padding, dilation) -> None:
+    """What can be said of sizes that may be symbols; the rest when the graph runs."""
+    if x.dim() != 4 or weight.dim() != 4 or len(padding) != 4 or len(dilation) != 2:
+        raise RuntimeError(
+            f'mmreplk: x and weight must have 4 dimensions, padding 4 and dilation 2 numbers, not '
+            f'{tuple(x.shape)}, {tuple(weight.shape)}, {list(padding)}, {list(dilation)}')
+
+
 @dwconv2d.register_fake
 def _(x, weight, bias, padding, dilation, backend, keep=False, relu=False):
-    height, width = _out_size(x.shape, weight.shape, padding, dilation)
+    _check_counts(x, weight, padding, dilation)
+    height, width = out_size(x.shape, weight.shape, padding, dilation)
     torch._check(height > 0, lambda: f'the kernel {tuple(weight.shape[2:])} with dilation '
                  f'{tuple(dilation)} is taller than the padded input {tuple(x.shape)}')
     torch._check(width > 0, lambda: f'the kernel {tuple(weight.shape[2:])} with dilation '
@@ -215,6 +234,9 @@ def _(x, weight, bias, padding, dilation, backend, keep=False, relu=False):
 
 @dwconv2d_weight_grad.register_fake
 def _(x, grad, kernel_size, padding, dilation, backend):
+    _check_counts(x, grad, padding, dilation)
+    if len(kernel_size) != 2:
+        raise RuntimeError(f'mmreplk: kernel_size must be 2 numbers, not {list(kernel_size)}')
     return x.new_empty(grad.shape[1], 1, *kernel_size)
 
 
@@ -226,6 +248,9 @@ def _(x, weight, other, padding, other_padding, dilation, backend):
 
 @dwconv2d_backward.register_fake
 def _(x, grads, weights, paddings, dilations, backend):
+    _check_branches(grads, weights, paddings, dilations)
+    for _, weight, padding, dilation in _branches(grads, weights, paddings, dilations):
+        _check_counts(x, weight, padding, dilation)
     grad_x = x.new_empty(x.shape).contiguous(memory_format=memory_format_of(x))
     return [grad_x, *(weight.new_empty(weight.shape) for weight in weights)]
 
@@ -353,6 +378,13 @@ dwconv2d_backward.register_autograd(_backward_backward, setup_context=_keep_for_
 dwconv2d_pair.register_autograd(_pair_backward, setup_context=_keep_pair)
 dwconv2d.register_autograd(_dwconv2d_backward, setup_context=_keep)
 dwconv2d_weight_grad.register_autograd(_weight_grad_backward, setup_context=_keep_for_weight_grad)
+
+
+# Else the dispatcher has nothing to call, and says so on a page of backends.
+_refusals = torch.library.Library('mmreplk', 'IMPL')
+for _op in ('dwconv2d', 'dwconv2d_weight_grad', 'dwconv2d_pair', 'dwconv2d_backward'):
+    _refusals.impl(_op, refuse_nested(getattr(torch.ops.mmreplk, _op).default._schema),
+                   'NestedTensorCPU')
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -26,8 +26,8 @@ class Canaries:
             like.shape, like.stride())
 
     @property
-    def address(self):
-        return self.out.data_ptr()
+    def memory(self):
+        return self.out.data_ptr(), self.out.nbytes
 
     def check(self, expected):
         """The sides are untouched, and in between is what was expected, to the bit."""
@@ -49,11 +49,12 @@ def test_native_kernels_write_their_outputs_alone(case):
     isa = case.seed % ISAS
     spectrum = native.fft_spectrum(weight, problem, isa)
     call = native._call(problem, isa)
-    to_y = [0 if t is None else t.data_ptr() for t in (x, weight, spectrum, bias)] + [0]
-    to_weight = x.data_ptr(), 0, 0, 0, grad.data_ptr()
+    to_y = [native.memory(t) for t in (x, weight, spectrum, bias)] + [0]
+    to_weight = native.memory(x), 0, 0, 0, native.memory(grad)
     shape = weight.shape
     for kernel, addresses, room, expected in (
-            (native._SPECTRUM, (0, weight.data_ptr(), 0, 0, 0), Canaries(spectrum.shape), spectrum),
+            (native._SPECTRUM, (0, native.memory(weight), 0, 0, 0), Canaries(spectrum.shape),
+             spectrum),
             (native._FFT_FORWARD, to_y, Canaries(problem.out_shape, kept),
              native.fft_forward(x, spectrum, weight, bias, problem, isa)),
             (call.forward, to_y, Canaries(problem.out_shape, kept),
@@ -62,7 +63,7 @@ def test_native_kernels_write_their_outputs_alone(case):
              native.fft_weight_grad(x, grad, problem, isa)),
             (call.weight_grad, to_weight, Canaries(shape),
              native.direct_weight_grad(x, grad, problem, isa))):
-        native._native.run(kernel, call.isa, 1, call.geometry, *addresses, room.address)
+        native._native.run(kernel, call.isa, 1, call.geometry, *addresses, room.memory)
         room.check(expected)
     if case.multiplier == 1 and native.backward_supports(problem):
         both = native.fft_backward(x, [(weight, grad, problem)], isa)
@@ -70,8 +71,8 @@ def test_native_kernels_write_their_outputs_alone(case):
             of_x, of_weight = Canaries(x.shape, kept), Canaries(shape)
             of_x.out.zero_()  # as it expects it
             native._native.backward(
-                call.isa, 1, x.data_ptr(), of_x.address,
-                (call.geometry, weight.data_ptr(), grad.data_ptr(), of_weight.address))
+                call.isa, 1, native.memory(x), of_x.memory,
+                (call.geometry, native.memory(weight), native.memory(grad), of_weight.memory))
             of_x.check(both[0])
             of_weight.check(both[1][0])
 

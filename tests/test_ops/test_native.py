@@ -78,8 +78,8 @@ def forward(problem, x, weight, bias, isa=-1, kind='fft'):
     call = native._call(problem, isa)
     out = torch.full(problem.out_shape, float('nan')).contiguous(memory_format=call.out_format)
     native._native.run(FORWARD[kind], call.isa, torch.get_num_threads(), call.geometry,
-                       x.data_ptr(), weight.data_ptr(), 0,
-                       0 if bias is None else bias.data_ptr(), 0, out.data_ptr())
+                       native.memory(x), native.memory(weight), 0,
+                       native.memory(bias), 0, native.memory(out))
     return out
 
 
@@ -87,7 +87,7 @@ def weight_grad(problem, x, grad, isa=-1, kind='fft'):
     call = native._call(problem, isa)
     out = torch.full((problem.out_channels, 1, *problem.kernel), float('nan'))
     native._native.run(WEIGHT_GRAD[kind], call.isa, torch.get_num_threads(), call.geometry,
-                       x.data_ptr(), 0, 0, 0, grad.data_ptr(), out.data_ptr())
+                       native.memory(x), 0, 0, 0, native.memory(grad), native.memory(out))
     return out
 
 
@@ -368,8 +368,8 @@ def test_out_of_memory_is_an_error_before_anything_is_written():
         huge[8 * field:8 * field + 8] = (16384).to_bytes(8, 'little')
     out = torch.full((3, 1, 3, 3), 7.0)
     with pytest.raises(MemoryError):
-        native._native.run(native._FFT_WEIGHT_GRAD, call.isa, 1, bytes(huge), x.data_ptr(), 0, 0, 0,
-                           grad.data_ptr(), out.data_ptr())
+        native._native.run(native._FFT_WEIGHT_GRAD, call.isa, 1, bytes(huge), native.memory(x), 0,
+                           0, 0, native.memory(grad), native.memory(out))
     assert (out == 7).all()
 
 
@@ -406,21 +406,21 @@ def touch_nothing_else():
                 spectrum = guarded(native.fft_spectrum(guarded(weight), problem, isa))
                 x, weight, bias, grad = map(guarded, (x, weight, bias, grad))
                 call = native._call(problem, isa)
-                to_y = (x.data_ptr(), weight.data_ptr(), spectrum.data_ptr(), bias.data_ptr(), 0)
-                to_dw = (x.data_ptr(), 0, 0, 0, grad.data_ptr())
+                to_y = (*map(native.memory, (x, weight, spectrum, bias)), 0)
+                to_dw = (native.memory(x), 0, 0, 0, native.memory(grad))
                 cases = [(expected[kind][0], FORWARD[kind], to_y) for kind in KINDS]
                 cases += [(expected[kind][1], WEIGHT_GRAD[kind], to_dw) for kind in KINDS]
                 for out, kernel_id, addresses in cases:
                     room = torch.full((out.numel() + 64, ), 7.0)
                     room[32:-32] = float('nan')
                     native._native.run(kernel_id, call.isa, 2, call.geometry, *addresses,
-                                       room.data_ptr() + 4 * 32)
+                                       native.memory(room[32:-32]))
                     assert (room[:32] == 7).all()
                     assert (room[-32:] == 7).all()
                     assert torch.equal(room[32:-32].as_strided(out.shape, out.stride()), out)
                     last = guarded(torch.full_like(out, float('nan')))
                     native._native.run(kernel_id, call.isa, 2, call.geometry, *addresses,
-                                       last.data_ptr())
+                                       native.memory(last))
                     assert torch.equal(last, out)
 
 

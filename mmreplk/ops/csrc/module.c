@@ -1,12 +1,13 @@
 // mmreplk.ops._native: depth-wise convolutions of stride 1 on float32 maps in memory. native.py
-// passes addresses of tensors that it keeps alive; nothing here checks shapes. Functions:
+// passes the memory of tensors that it keeps alive, each as (address, bytes), 0 for none; every block is
+// checked to hold what the geometry asks of it, so that no mistake outside can reach beyond it. Functions:
 //
 //   isas() -> tuple[(name, lanes), ...]   instruction sets that this machine can run, best last
 //   set_runtime(address)                  of GOMP_parallel in PyTorch's OpenMP runtime
 //   point_cost(n) -> float                nanoseconds a point of a transform of length n, forward and
 //                                         back, on the machine that plan.c was fitted to; inf if
 //                                         n has a prime factor above 7 or is too large
-//   same(threads, a, b, bytes) -> bool    whether two blocks of memory hold the same bits
+//   same(threads, a, b) -> bool           whether two blocks of one size hold the same bits
 //   run(kernel, isa, threads, geometry, x, w, spectrum, bias, gy, y)
 //   backward(isa, threads, x, gx, branch[, branch]) -> bool
 //                                         FFT_BACKWARD; branch is (geometry, w, gy, dw), both of
@@ -14,7 +15,7 @@
 //                                         Inf, or gradients far below others of their tile
 //
 // kernel is a value of the enum in dwconv.h, isa an index into isas(), geometry the bytes of a
-// struct geometry, the rest addresses, 0 for none.
+// struct geometry, the rest memory.
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030a0000
 #include <Python.h>
@@ -72,6 +73,82 @@ static PyObject *py_point_cost(PyObject *self, PyObject *length) {
   return PyFloat_FromDouble(n < 1 || n > MAX_POINTS ? INFINITY : plan_cost((int)n, radix, &stages));
 }
 
+// -- what is handed in --------------------------------------------------------------------------
+
+struct memory {
+  uintptr_t address;
+  long long bytes;
+};
+
+// (address, bytes), or 0 for none. An error is set where this fails.
+static int memory_of(PyObject *item, struct memory *out) {
+  *out = (struct memory){0, 0};
+  if (PyLong_Check(item)) {
+    if (PyLong_AsLongLong(item) == 0) return 1;
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "memory is (address, bytes), or 0 for none");
+    return 0;
+  }
+  unsigned long long address;
+  if (!PyTuple_Check(item)) {
+    PyErr_SetString(PyExc_TypeError, "memory is (address, bytes), or 0 for none");
+    return 0;
+  }
+  if (!PyArg_ParseTuple(item, "KL", &address, &out->bytes)) return 0;
+  out->address = (uintptr_t)address;
+  return 1;
+}
+
+// Whether memory holds so many bytes; -1 are too many to count.
+static int holds(const char *what, struct memory memory, int64_t bytes) {
+  if (bytes >= 0 && (memory.address || !bytes) && memory.bytes >= bytes) return 1;
+  PyErr_Format(PyExc_RuntimeError, "the memory of %s holds %lld bytes, the convolution needs %lld", what,
+               memory.address ? memory.bytes : 0LL, (long long)bytes);
+  return 0;
+}
+
+// Bytes of so many floats, the product of up to five sizes, all at least 0; -1 if they are too many.
+static int64_t floats(int64_t a, int64_t b, int64_t c, int64_t d, int64_t e) {
+  int64_t n = sizeof(float);
+  if (__builtin_mul_overflow(n, a, &n) || __builtin_mul_overflow(n, b, &n) || __builtin_mul_overflow(n, c, &n) ||
+      __builtin_mul_overflow(n, d, &n) || __builtin_mul_overflow(n, e, &n))
+    return -1;
+  return n;
+}
+
+// Sides, and how far a kernel and its zeros reach: products of three of them and of a map that fits into
+// memory stay far below what an int64_t holds. native.py has smaller limits.
+enum { MOST = 1 << 26 };
+
+static int geometry_of(const char *bytes, Py_ssize_t size, struct geometry *g) {
+  int sound = size == (Py_ssize_t)sizeof *g;
+  if (sound) {
+    memcpy(g, bytes, sizeof *g);
+    const int64_t sizes[] = {g->batch, g->channels, g->multiplier};
+    const int64_t sides[] = {g->height,   g->width, g->kernel_h, g->kernel_w, g->dil_h,     g->dil_w,
+                             g->out_h,    g->out_w, g->tile_h,   g->tile_w,   g->top + 1,   g->left + 1,
+                             g->points_h + 1, g->points_w + 1};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+      sound &= sizes[i] >= 1 && sizes[i] <= INT64_C(1) << 40;
+    for (size_t i = 0; i < sizeof sides / sizeof *sides; i++) sound &= sides[i] >= 1 && sides[i] <= MOST;
+    sound = sound && g->dil_h * (g->kernel_h - 1) < MOST && g->dil_w * (g->kernel_w - 1) < MOST;
+  }
+  if (!sound) PyErr_SetString(PyExc_ValueError, "a bad geometry");
+  return sound;
+}
+
+static int64_t input_bytes(const struct geometry *g) {
+  return floats(g->batch, g->channels, g->height, g->width, 1);
+}
+static int64_t output_bytes(const struct geometry *g) {
+  return floats(g->batch, g->channels, g->multiplier, g->out_h, g->out_w);
+}
+static int64_t weight_bytes(const struct geometry *g) {
+  return floats(g->channels, g->multiplier, g->kernel_h, g->kernel_w, 1);
+}
+static int64_t spectrum_bytes(const struct geometry *g, int64_t lanes) {
+  return floats(ceil_div(g->channels * g->multiplier, lanes), g->points_h, g->points_w / 2 + 1, 2, lanes);
+}
+
 struct comparison {
   const char *a, *b;
   int64_t bytes;
@@ -88,16 +165,15 @@ static void compare_items(const void *data, int64_t begin, int64_t end, void *sc
 
 static PyObject *py_same(PyObject *self, PyObject *const *args, Py_ssize_t count) {
   (void)self;
-  if (count != 4) return PyErr_Format(PyExc_TypeError, "same takes 4 arguments, not %zd", count);
-  long long v[4];
-  for (int i = 0; i < 4; i++) {
-    v[i] = PyLong_AsLongLong(args[i]);
-    if (v[i] == -1 && PyErr_Occurred()) return NULL;
-  }
-  struct comparison c = {(const char *)(uintptr_t)v[1], (const char *)(uintptr_t)v[2], v[3], 0};
+  if (count != 3) return PyErr_Format(PyExc_TypeError, "same takes 3 arguments, not %zd", count);
+  long long threads = PyLong_AsLongLong(args[0]);
+  struct memory a, b;
+  if ((threads == -1 && PyErr_Occurred()) || !memory_of(args[1], &a) || !memory_of(args[2], &b)) return NULL;
+  if (!holds("the first block", a, b.bytes) || !holds("the second block", b, a.bytes)) return NULL;
+  struct comparison c = {(const char *)a.address, (const char *)b.address, a.bytes, 0};
   int failed;
   Py_BEGIN_ALLOW_THREADS
-  failed = dw_parallel(compare_items, &c, ceil_div(c.bytes, COMPARED), 0, v[0]);
+  failed = dw_parallel(compare_items, &c, ceil_div(c.bytes, COMPARED), 0, threads);
   Py_END_ALLOW_THREADS
   if (failed) return PyErr_NoMemory();
   return PyBool_FromLong(!atomic_load(&c.differ));
@@ -130,40 +206,48 @@ static int run_job(const struct job *job, long long threads) {
 static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count) {
   (void)self;
   if (count != 10) return PyErr_Format(PyExc_TypeError, "run takes 10 arguments, not %zd", count);
-  long long v[10];
-  for (int i = 0; i < 10; i++) {
-    if (i == 3) continue;
+  long long v[3];
+  for (int i = 0; i < 3; i++) {
     v[i] = PyLong_AsLongLong(args[i]);
     if (v[i] == -1 && PyErr_Occurred()) return NULL;
   }
   char *bytes;
   Py_ssize_t size;
   if (PyBytes_AsStringAndSize(args[3], &bytes, &size)) return NULL;
-  if (v[0] < 0 || v[0] >= FFT_BACKWARD || v[1] < 0 || v[1] >= isa_count ||
-      size != (Py_ssize_t)sizeof(struct geometry)) {
-    PyErr_SetString(PyExc_ValueError, "no such kernel or instruction set, or a bad geometry");
+  if (v[0] < 0 || v[0] >= FFT_BACKWARD || v[1] < 0 || v[1] >= isa_count) {
+    PyErr_SetString(PyExc_ValueError, "no such kernel or instruction set");
     return NULL;
   }
+  struct memory m[6];  // x, w, spectrum, bias, gy, y
+  for (int i = 0; i < 6; i++)
+    if (!memory_of(args[4 + i], &m[i])) return NULL;
   struct job job = {.kernel = &isas[v[1]]->kernels[v[0]]};
-  memcpy(&job.work.g, bytes, sizeof job.work.g);
-  job.work.x = (const float *)(uintptr_t)v[4];
-  job.work.w = (const float *)(uintptr_t)v[5];
-  job.work.spectrum = (const float *)(uintptr_t)v[6];
-  job.work.bias = (const float *)(uintptr_t)v[7];
-  job.work.gy = (const float *)(uintptr_t)v[8];
-  job.work.y = (float *)(uintptr_t)v[9];
+  const struct geometry *g = &job.work.g;
+  if (!geometry_of(bytes, size, &job.work.g)) return NULL;
+  int map = v[0] == LANES_FORWARD || v[0] == ROWS_FORWARD || v[0] == FFT_FORWARD;
+  int spectrum = v[0] == FFT_SPECTRUM, transformed = v[0] == FFT_FORWARD;
+  int64_t of_spectrum = spectrum || transformed ? spectrum_bytes(g, isas[v[1]]->lanes) : 0;
+  if (!holds("x", m[0], spectrum ? 0 : input_bytes(g)) ||
+      !holds("weight", m[1], map || spectrum ? weight_bytes(g) : 0) ||
+      !holds("the spectrum", m[2], transformed ? of_spectrum : 0) ||
+      !holds("bias", m[3], map && m[3].address ? floats(g->channels, g->multiplier, 1, 1, 1) : 0) ||
+      !holds("grad", m[4], map || spectrum ? 0 : output_bytes(g)) ||
+      !holds("the result", m[5], map ? output_bytes(g) : spectrum ? of_spectrum : weight_bytes(g)))
+    return NULL;
+  job.work.x = (const float *)m[0].address;
+  job.work.w = (const float *)m[1].address;
+  job.work.spectrum = (const float *)m[2].address;
+  job.work.bias = (const float *)m[3].address;
+  job.work.gy = (const float *)m[4].address;
+  job.work.y = (float *)m[5].address;
   if (v[0] >= FFT_SPECTRUM) {
     job.work.plan_h = plan_of(job.work.g.points_h);
     job.work.plan_w = plan_of(job.work.g.points_w);
     if (!job.work.plan_h || !job.work.plan_w) return PyErr_NoMemory();
   }
-  const struct geometry *g = &job.work.g;
-  int map = v[0] == LANES_FORWARD || v[0] == ROWS_FORWARD || v[0] == FFT_FORWARD;
   int failed;
   Py_BEGIN_ALLOW_THREADS
-  if (map)
-    dw_expect_writes(job.work.y, sizeof(float) * (size_t)(g->batch * g->channels * g->multiplier *
-                                                          g->out_h * g->out_w));
+  if (map) dw_expect_writes(job.work.y, (size_t)output_bytes(g));
   failed = run_job(&job, v[2]);
   Py_END_ALLOW_THREADS
   if (failed) return PyErr_NoMemory();
@@ -173,16 +257,21 @@ static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count)
 static int parse_branch(PyObject *branch, struct work *out) {
   const char *bytes;
   Py_ssize_t size;
-  unsigned long long w, gy, dw;
-  if (!PyArg_ParseTuple(branch, "y#KKK", &bytes, &size, &w, &gy, &dw)) return 0;
-  if (size != (Py_ssize_t)sizeof(struct geometry)) {
-    PyErr_SetString(PyExc_ValueError, "a bad geometry");
+  PyObject *of_w, *of_gy, *of_dw;
+  struct memory w, gy, dw;
+  if (!PyArg_ParseTuple(branch, "y#OOO", &bytes, &size, &of_w, &of_gy, &of_dw) || !memory_of(of_w, &w) ||
+      !memory_of(of_gy, &gy) || !memory_of(of_dw, &dw) || !geometry_of(bytes, size, &out->g))
+    return 0;
+  if (out->g.multiplier != 1) {
+    PyErr_SetString(PyExc_ValueError, "both gradients in one are for a multiplier of 1");
     return 0;
   }
-  memcpy(&out->g, bytes, sizeof out->g);
-  out->w = (const float *)(uintptr_t)w;
-  out->gy = (const float *)(uintptr_t)gy;
-  out->y = (float *)(uintptr_t)dw;
+  if (!holds("weight", w, weight_bytes(&out->g)) || !holds("grad", gy, output_bytes(&out->g)) ||
+      !holds("the gradient of weight", dw, weight_bytes(&out->g)))
+    return 0;
+  out->w = (const float *)w.address;
+  out->gy = (const float *)gy.address;
+  out->y = (float *)dw.address;
   out->plan_h = plan_of(out->g.points_h);
   out->plan_w = plan_of(out->g.points_w);
   if (!out->plan_h || !out->plan_w) PyErr_NoMemory();
@@ -193,24 +282,27 @@ static PyObject *py_backward(PyObject *self, PyObject *args) {
   (void)self;
   int isa;
   long long threads;
-  unsigned long long x, gx;
-  PyObject *first, *other = NULL;
+  struct memory x, gx;
+  PyObject *of_x, *of_gx, *first, *other = NULL;
   struct work second = {0};
   atomic_int broken = 0;
-  if (!PyArg_ParseTuple(args, "iLKKO!|O!", &isa, &threads, &x, &gx, &PyTuple_Type, &first, &PyTuple_Type,
-                        &other))
+  if (!PyArg_ParseTuple(args, "iLOOO!|O!", &isa, &threads, &of_x, &of_gx, &PyTuple_Type, &first,
+                        &PyTuple_Type, &other) ||
+      !memory_of(of_x, &x) || !memory_of(of_gx, &gx))
     return NULL;
   if (isa < 0 || isa >= isa_count) return PyErr_Format(PyExc_ValueError, "no instruction set %d", isa);
   struct job job = {.kernel = &isas[isa]->kernels[FFT_BACKWARD]};
   if (!parse_branch(first, &job.work) || (other && !parse_branch(other, &second))) return NULL;
   const struct geometry *g = &job.work.g;
   if (other && (second.g.points_h != g->points_h || second.g.points_w != g->points_w ||
-                second.g.kernel_h > g->kernel_h || second.g.kernel_w > g->kernel_w)) {
-    PyErr_SetString(PyExc_ValueError, "the second kernel must be the smaller, with the same points");
+                second.g.kernel_h > g->kernel_h || second.g.kernel_w > g->kernel_w ||
+                input_bytes(&second.g) != input_bytes(g) || output_bytes(&second.g) != output_bytes(g))) {
+    PyErr_SetString(PyExc_ValueError, "the second kernel must be the smaller, with the same points and maps");
     return NULL;
   }
-  job.work.x = second.x = (const float *)(uintptr_t)x;
-  job.work.gx = (float *)(uintptr_t)gx;
+  if (!holds("x", x, input_bytes(g)) || !holds("the gradient of x", gx, input_bytes(g))) return NULL;
+  job.work.x = second.x = (const float *)x.address;
+  job.work.gx = (float *)gx.address;
   job.work.second = other ? &second : NULL;
   job.work.broken = &broken;
   int failed;

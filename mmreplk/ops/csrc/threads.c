@@ -30,7 +30,10 @@ static struct block *take(size_t bytes) {
 }
 
 static void give_back(struct block *block, int64_t threads) {
-  if (block->bytes / (size_t)threads <= KEEP)
+#ifdef MMREPLK_NO_POOL  // tools/sanitize.sh: scratch that is used too long is to be noticed
+  threads = 0;
+#endif
+  if (threads && block->bytes / (size_t)threads <= KEEP)
     for (int i = 0; i < POOL; i++) {
       struct block *expected = NULL;
       if (atomic_compare_exchange_strong(&pool[i], &expected, block)) return;
@@ -63,12 +66,38 @@ void dw_set_runtime(uintptr_t address) {
   runtime = (gomp_parallel *)address;
 }
 
+// What the caller has told its processor to do with denormal numbers and with rounding
+// (torch.set_flush_denormal): each thread has a mode of its own, and results would depend on which
+// thread did what. The flags of what has happened stay with their thread.
+#if defined(__SSE__)
+#include <xmmintrin.h>
+enum { FLAGS = 0x3f };
+static uint64_t float_mode(void) { return _mm_getcsr(); }
+static void set_float_mode(uint64_t mode) {
+  unsigned now = _mm_getcsr(), next = ((unsigned)mode & ~FLAGS) | (now & FLAGS);
+  if (next != now) _mm_setcsr(next);
+}
+#elif defined(__aarch64__)
+static uint64_t float_mode(void) {
+  uint64_t mode;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+static void set_float_mode(uint64_t mode) {
+  if (mode != float_mode()) __asm__ volatile("msr fpcr, %0" : : "r"(mode) : "memory");
+}
+#else
+static uint64_t float_mode(void) { return 0; }
+static void set_float_mode(uint64_t mode) { (void)mode; }
+#endif
+
 struct job {
   dw_work *work;
   const void *data;
   int64_t items, step;
   size_t scratch;
   char *memory;
+  uint64_t mode;
   _Atomic int64_t next;
   atomic_int threads;
 };
@@ -76,12 +105,15 @@ struct job {
 static void worker(void *data) {
   struct job *job = data;
   char *scratch = job->memory + (size_t)atomic_fetch_add(&job->threads, 1) * job->scratch;
+  uint64_t own = float_mode();
+  set_float_mode(job->mode);
   for (;;) {
     int64_t begin = atomic_fetch_add(&job->next, job->step);
-    if (begin >= job->items) return;
+    if (begin >= job->items) break;
     int64_t end = begin + job->step < job->items ? begin + job->step : job->items;
     job->work(job->data, begin, end, scratch);
   }
+  set_float_mode(own);
 }
 
 int dw_parallel(dw_work *work, const void *data, int64_t items, size_t scratch, int64_t threads) {
@@ -94,7 +126,7 @@ int dw_parallel(dw_work *work, const void *data, int64_t items, size_t scratch, 
   if (!block) return -1;
   // Several helpings a thread, so that one that was held up does not hold up the others.
   int64_t step = items / (threads * 8);
-  struct job job = {work, data, items, step > 0 ? step : 1, scratch, (char *)block + LINE, 0, 0};
+  struct job job = {work, data, items, step > 0 ? step : 1, scratch, (char *)block + LINE, float_mode(), 0, 0};
   if (threads == 1)
     work(data, 0, items, job.memory);
   else

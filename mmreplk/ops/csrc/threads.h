@@ -10,7 +10,8 @@ void dw_set_runtime(uintptr_t gomp_parallel);
 // Work on items [begin, end) of what `data` describes, with a thread's own scratch.
 typedef void dw_work(const void *data, int64_t begin, int64_t end, void *scratch);
 
-// Calls work on [0, items) in at most `threads` threads. `scratch` is the bytes that each needs.
+// Calls work on [0, items) in at most `threads` threads, all of them in the caller's floating point mode
+// (denormals flushed to zero or not). `scratch` is the bytes that each needs.
 // Returns 0, or -1 if there was not enough memory: then nothing was called.
 int dw_parallel(dw_work *work, const void *data, int64_t items, size_t scratch, int64_t threads);
 
