@@ -174,7 +174,7 @@ def fft_backward(x: Tensor, branches: list[tuple[Tensor, Tensor, Problem]],
         cannot cope.
     """
     first = branches[0][2]
-    calls = [_call(problem, isa, first) for _, _, problem in branches]
+    calls = [_call(problem, isa, first, True) for _, _, problem in branches]
     # A single tile writes what it reads, several add to one another.
     grad_x = torch.zeros_like(x)
     grads = [_room(problem.out_channels, 1, *problem.kernel) for _, _, problem in branches]
@@ -209,7 +209,8 @@ def fft_supports(problem: Problem) -> tuple[bool, str]:
 
 
 @lru_cache(maxsize=4096)
-def _call(problem: Problem, isa: int, like: Problem | None = None) -> _Call:
+def _call(problem: Problem, isa: int, like: Problem | None = None, back: bool = False) -> _Call:
+    """back: for both gradients in one, whose cells nobody else needs."""
     isa %= len(_native.isas())
     width = lanes(isa)
     # Where there is none, one whose plan fails.
@@ -218,8 +219,8 @@ def _call(problem: Problem, isa: int, like: Problem | None = None) -> _Call:
         '23q', problem.channels_last, problem.batch, problem.channels, problem.height,
         problem.width, problem.multiplier, *problem.kernel, problem.padding[0], problem.padding[2],
         *problem.dilation, *problem.out_size, *tiles.points, *tiles.outputs,
-        problem.relu, *((0, 0, 0, 0) if math.isinf(tiles.cost) else (
-            *forward_cells(problem, tiles), *backward_cells(like or problem, tiles))))
+        problem.relu, *((0, 0) if math.isinf(tiles.cost) else forward_cells(problem, tiles)),
+        *(backward_cells(like or problem, tiles) if back else (0, 0)))
     groups = -(-problem.out_channels // width)
     frequencies = tiles.points[1] // 2 + 1
     rows = direct_cost(problem, 'forward', width).rows

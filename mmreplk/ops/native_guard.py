@@ -5,6 +5,7 @@ takes what is left. The larger the cells, the cheaper they are, and the rarer it
 holds nothing by chance; but every output has to see a whole one.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 from .native_plan import Tiles
@@ -46,15 +47,17 @@ def _both(axes: tuple[tuple[int, bool], tuple[int, bool]]) -> tuple[int, int]:
 @lru_cache(maxsize=4096)
 def _forward_axis(size: int, outs: int, kernel: int, before: int, dilation: int, length: int
                   ) -> tuple[int, bool]:
-    windows = set()
+    windows, seen = set(), set()
     for start in range(0, outs, length):
         end = min(start + length, outs)
         first = min(max(0, start - before), size)
         last = max(first, min(size, end - before + (kernel - 1) * dilation))
-        if first == last:
-            continue  # a tile that sees nothing is exact
-        for o in range(start, end):
-            window = _met(o - before, kernel, dilation, first, last)
+        tile = end - start, first - start, last - first
+        if first == last or tile in seen:
+            continue  # a tile that sees nothing is exact; the others inside of a map are all alike
+        seen.add(tile)
+        for low in _distinct(start - before, end - before, first, last, kernel, dilation):
+            window = _met(low, kernel, dilation, first, last)
             if window is None:
                 return 0, False
             windows.add((last - first, *window))
@@ -64,19 +67,42 @@ def _forward_axis(size: int, outs: int, kernel: int, before: int, dilation: int,
 @lru_cache(maxsize=4096)
 def _backward_axis(size: int, outs: int, kernel: int, before: int, dilation: int, length: int
                    ) -> tuple[int, bool]:
+    reach = (kernel - 1) * dilation
+    low, high = before - reach, size + before - reach
+    # From a tile to the next the windows repeat, as long as all the tiles that they meet are whole.
+    repeated = max(0, low) + length
+    goes_on = max(repeated, outs // length * length - reach)
     windows = set()
-    for i in range(size):
-        low = i + before - (kernel - 1) * dilation
-        parts = []
-        for start in range(0, outs, length):
-            end = min(start + length, outs)
-            window = _met(low, kernel, dilation, start, end)
-            if window is not None:
-                parts.append((end - start, *window))
-        if not parts:
-            return 0, False
-        windows.add(tuple(parts))
+    for begin, end in ((low, min(high, repeated)), (goes_on, high)):
+        while begin < end:
+            # The tile that a window begins in; what begins outside of the map is a part of its own.
+            start = begin // length * length if 0 <= begin < outs else min(begin, 0)
+            stop = min(end, start + length if 0 <= begin < outs else 0 if begin < 0 else end)
+            for i in _distinct(begin, stop, start, min(start + length, outs), kernel, dilation):
+                parts = []
+                for tile in range(max(0, i) // length * length, min(outs, i + reach + 1), length):
+                    last = min(tile + length, outs)
+                    window = _met(i, kernel, dilation, tile, last)
+                    if window is not None:
+                        parts.append((last - tile, *window))
+                if not parts:
+                    return 0, False
+                windows.add(tuple(parts))
+            begin = stop
     return _largest([list(parts) for parts in windows], dilation)
+
+
+def _distinct(low: int, high: int, first: int, last: int, kernel: int, dilation: int
+              ) -> Iterator[int]:
+    """Of the windows that begin in [low, high), those that may differ in what they hold.
+
+    A window that lies in [first, last) and far from its end holds a cell of size s or none as that
+    s * dilation before it does, and s is at most the kernel.
+    """
+    period = kernel * dilation
+    alike, end = max(low, first) + period, min(high, last - 4 * period)
+    yield from range(low, min(high, alike))
+    yield from range(min(high, max(alike, end)), high)
 
 
 def _met(low: int, kernel: int, dilation: int, first: int, last: int) -> tuple[int, int] | None:
@@ -94,9 +120,12 @@ def _largest(windows: list[list[tuple[int, int, int]]], dilation: int) -> tuple[
     # Between the taps of a dilated kernel lie pixels that the output does not see.
     whole = all(len(parts) == 1 and (parts[0][2] - parts[0][1]) // dilation + 1 == parts[0][0]
                 for parts in windows)
-    while size > 1 and not all(any(_holds(size, dilation, *part) for part in parts)
-                               for parts in windows):
-        size -= max(1, size // 16)
+    at, held = 0, 0  # a window that fails is the first to be asked about the next size
+    while size > 1 and held < len(windows):
+        if any(_holds(size, dilation, *part) for part in windows[at]):
+            at, held = (at + 1) % len(windows), held + 1
+        else:
+            size, held = size - max(1, size // 16), 0
     return size, whole
 
 

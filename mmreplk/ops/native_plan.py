@@ -20,6 +20,9 @@ except ImportError:  # nobody asks then, see native.available
 # Bytes that no plane of the FFT may take in the scratch of a thread (a weight gradient has three).
 FFT_SCRATCH = 64 << 20
 
+# Points of the longest transform (MAX_POINTS in csrc/dwconv.h).
+MOST_POINTS = 1 << 14
+
 # Kernels of no more rows are streamed (csrc/direct_stream.inc.c).
 STREAM_ROWS = 7
 
@@ -256,6 +259,8 @@ def _tiles(rows: _Cut, columns: _Cut, lanes: int) -> Tiles:
 @lru_cache(maxsize=4096)
 def transform_length(n: int) -> int:
     """The cheapest number of points of at least n that can be transformed; 0 if there is none."""
+    if n > MOST_POINTS:
+        return 0
     lengths = range(n, n + max(8, n // 3) + 1)
     cost, length = min((_point_cost(length) * length, length) for length in lengths)
     return length if cost < math.inf else 0
