@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from ..config_types import type_names
 from ..engine.evaluation import innermost
 from ..engine.launch import replace_sync_bn
 from ..engine.weights import build_model
@@ -33,8 +34,10 @@ def default_shape(cfg: Config) -> tuple[int, int]:
     if cfg.get('default_scope') == 'mmdet':
         return 800, 1280
     dataset = innermost((cfg.get('test_dataloader') or {}).get('dataset') or {})
-    crops = [step for step in dataset.get('pipeline', []) if step['type'] == 'CenterCrop']
-    steps = crops or [step for step in dataset.get('pipeline', []) if step['type'] == 'Resize']
+    named = [(step, type_names(step, 'TRANSFORMS', cfg.get('default_scope')))
+             for step in dataset.get('pipeline', [])]
+    crops = [step for step, names in named if 'CenterCrop' in names]
+    steps = crops or [step for step, names in named if 'Resize' in names]
     size = steps[-1].get('crop_size', steps[-1].get('scale')) if steps else None
     if size is None:
         raise ValueError(f'CONFIG {cfg.filename}: its test pipeline has neither CenterCrop nor '

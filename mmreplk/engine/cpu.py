@@ -6,9 +6,10 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import all_reduce_params
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 
+from ..config_types import class_of
 from .stand_ins import import_in_config
 
 
@@ -61,7 +62,7 @@ def use_cpu_modules(cfg: Config, distributed: bool) -> list[str]:
     """
     notes = []
     wrapper = cfg.get('optim_wrapper') or {}
-    if wrapper.get('type') == 'AmpOptimWrapper':
+    if class_of(wrapper, 'OPTIM_WRAPPERS', cfg.get('default_scope')) is AmpOptimWrapper:
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(key, None)
         wrapper['type'] = 'CpuAmpOptimWrapper'

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from mmengine.config import Config
 
+from ..config_types import loads_labels, type_names
+from .labels import ignored_by, label_rules
 from .layouts import layout_problems
 from .paths import is_remote
 
@@ -29,26 +31,25 @@ def _texts(value, name: str) -> Iterator[tuple[str, str]]:
             yield from _texts(item, f'{name}.{index}')
 
 
-def _reads_labels(dataset: dict) -> bool:
-    return 'pipeline' not in dataset or 'LoadAnnotations' in str(dataset['pipeline'])
+def _reads_labels(dataset: dict, scope: str | None) -> bool:
+    return 'pipeline' not in dataset or loads_labels(dataset['pipeline'], scope)
 
 
 def _is_looked_for(dataset: dict) -> bool:
     """Whether its files have to be on this machine already."""
     backend = (dataset.get('backend_args') or {}).get('backend')
-    kind = dataset.get('type')
-    kind = getattr(kind, '__name__', kind)
-    if backend not in LOCAL_BACKENDS or (kind in DOWNLOADING and dataset.get('download', True)):
+    fetches = DOWNLOADING & set(type_names(dataset, 'DATASETS')[:1])
+    if backend not in LOCAL_BACKENDS or (fetches and dataset.get('download', True)):
         return False
     return not is_remote(str(dataset.get('data_root') or ''))
 
 
-def _missing_of_dataset(dataset: dict, name: str) -> Iterator[tuple[str, str]]:
+def _missing_of_dataset(dataset: dict, name: str, scope: str | None) -> Iterator[tuple[str, str]]:
     root = dataset.get('data_root') or ''
     root = root if isinstance(root, str) else ''
     children = [*_texts(dataset.get('ann_file'), f'{name}.ann_file')]
     children += _texts(dataset.get('data_prefix'), f'{name}.data_prefix')
-    if not _reads_labels(dataset):
+    if not _reads_labels(dataset, scope):
         # A test set without labels names the folder that it would have.
         children = [item for item in children if not item[0].endswith('.seg_map_path')]
     # The root stands for itself only where nothing below it is named: absolute paths do not use it.
@@ -78,18 +79,19 @@ def _local_datasets(node, name: str) -> Iterator[tuple[str, dict]]:
             yield name, node
 
 
-def missing_files(node, name: str) -> Iterator[tuple[str, str]]:
+def missing_files(node, name: str, scope: str | None = None) -> Iterator[tuple[str, str]]:
     """Find what the datasets in a part of a config read and what is not there.
 
     Args:
         node (dict | list): A dataset config or a list of them, wrappers included.
         name (str): Its dotted name.
+        scope (str, optional): The codebase. Defaults to None, MMEngine's own names.
 
     Yields:
         tuple[str, str]: The dotted name of the argument, and the missing path.
     """
     for inner, dataset in _local_datasets(node, name):
-        yield from _missing_of_dataset(dataset, inner)
+        yield from _missing_of_dataset(dataset, inner, scope)
 
 
 def _missing_of_evaluator(node, name: str) -> Iterator[tuple[str, str]]:
@@ -116,11 +118,11 @@ def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
         FileNotFoundError: If anything is missing. Lists it all, with the arguments that name it.
         ValueError: If files do not fit each other or the data set. Lists it all.
     """
-    missing = []
+    missing, scope = [], cfg.get('default_scope')
     loaders = {f'{phase}_dataloader.dataset': loader['dataset'] for phase in phases
                if (loader := cfg.get(f'{phase}_dataloader')) is not None}
     for name, dataset in loaders.items():
-        missing += missing_files(dataset, name)
+        missing += missing_files(dataset, name, scope)
     for phase in phases:
         if cfg.get(f'{phase}_dataloader') is not None:
             missing += _missing_of_evaluator(cfg.get(f'{phase}_evaluator'), f'{phase}_evaluator')
@@ -133,7 +135,8 @@ def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
     problems = [
         problem for name, dataset in loaders.items()
         for inner, leaf in _local_datasets(dataset, name)
-        for problem in layout_problems(leaf, inner, cfg.get('default_scope'))
+        for problem in layout_problems(leaf, inner, scope, label_rules(
+            cfg, name.partition('_')[0], ignored_by([leaf])))
     ]
     if problems:
         raise ValueError('data do not lie as their data set needs them:\n  '

@@ -14,6 +14,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
+from ..config_types import is_label_loader
 from ..models import EnlargedBackbone, RepLKNet
 from ..models.checkpoint import is_merged
 from ..models.reading import read_any
@@ -128,7 +129,7 @@ def prepare_picture(cfg: Config, model: nn.Module, image: str | None) -> dict:
         ValueError: If the pipeline cannot take a single picture without labels.
     """
     steps = [step for step in innermost(cfg.test_dataloader.dataset)['pipeline']
-             if getattr(step['type'], '__name__', step['type']) != 'LoadAnnotations']
+             if not is_label_loader(step, cfg.default_scope)]
     with tempfile.TemporaryDirectory() as folder:
         if image is None:
             image = osp.join(folder, 'example.png')

@@ -4,6 +4,9 @@ import os.path as osp
 from copy import deepcopy
 
 from mmengine.config import Config, ConfigDict
+from mmengine.visualization import LocalVisBackend
+
+from ..config_types import class_of, type_names
 
 VISUALIZERS = {
     'mmseg': 'SegLocalVisualizer',
@@ -73,7 +76,8 @@ def use_out(cfg: Config, out: str) -> None:
     if scope == 'mmseg':
         if out.endswith(('.pkl', '.pickle')):
             raise ValueError(f'--out {out}: segmentors write PNG files; name a folder.')
-        writers = [item for item in metrics if item.get('type') in PNG_WRITERS]
+        writers = [item for item in metrics
+                   if set(PNG_WRITERS) & set(type_names(item, 'METRICS', scope))]
         if not writers:
             raise ValueError('--out: no metric of test_evaluator writes predictions. Add '
                              "dict(type='IoUMetric') to it.")
@@ -128,7 +132,7 @@ def use_show_dir(cfg: Config, folder: str, processes: int = 1) -> str | None:
     if scope == 'mmseg':
         # Its hook draws through the visualizer's backends only.
         others = [item for item in cfg.visualizer.get('vis_backends') or []
-                  if item.get('type') != 'LocalVisBackend']
+                  if class_of(item, 'VISBACKENDS', scope) is not LocalVisBackend]
         cfg.visualizer.vis_backends = [dict(type='LocalVisBackend', img_save_dir=folder), *others]
     if processes == 1:
         return None
@@ -137,17 +141,28 @@ def use_show_dir(cfg: Config, folder: str, processes: int = 1) -> str | None:
 
 
 def innermost(dataset: dict) -> dict:
-    """The dataset inside wrappers such as RepeatDataset.
+    """The dataset inside wrappers such as RepeatDataset and ConcatDataset.
 
     Args:
         dataset (dict): A dataset config.
 
     Returns:
-        dict: The innermost one, the owner of the pipeline.
+        dict: The innermost one, the owner of the pipeline; of several the first.
     """
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset
+    return leaves(dataset)[0]
+
+
+def leaves(dataset: dict) -> list[dict]:
+    """The datasets inside wrappers of any depth.
+
+    Args:
+        dataset (dict): A dataset config.
+
+    Returns:
+        list[dict]: Those that wrap no other.
+    """
+    inner = dataset.get('datasets') or [dataset.get('dataset')]
+    return [leaf for item in inner for leaf in leaves(item)] if inner[0] else [dataset]
 
 
 def flip_pipeline(pipeline: list, scope: str) -> list:
@@ -187,12 +202,11 @@ def use_tta(cfg: Config) -> None:
         raise ValueError('--tta: MMDetection merges boxes only, and this model predicts masks. '
                          'Leave --tta out.')
     cfg.test_dataloader = deepcopy(cfg.test_dataloader)
-    dataset = innermost(cfg.test_dataloader.dataset)
-    pipeline = cfg.get('tta_pipeline') or flip_pipeline(dataset['pipeline'], scope)
     wrapper = deepcopy(cfg.get('tta_model') or TTA_MODELS[scope])
     wrapper['module'] = cfg.model
     cfg.model = wrapper
-    dataset['pipeline'] = pipeline
+    for dataset in leaves(cfg.test_dataloader.dataset):
+        dataset['pipeline'] = cfg.get('tta_pipeline') or flip_pipeline(dataset['pipeline'], scope)
 
 
 def use_test_amp(cfg: Config) -> None:

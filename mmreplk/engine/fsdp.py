@@ -11,6 +11,7 @@ from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from ..config_types import type_names
 from ..models.blocks import ConvFFN, RepLKBlock
 from .paths import is_remote
 from .whole_files import write_whole
@@ -108,7 +109,8 @@ def is_sharded(cfg: Config) -> bool:
     Returns:
         bool: True for MMEngine's strategy and for the one of this module.
     """
-    return (cfg.get('strategy') or {}).get('type') in ('FSDPStrategy', 'ResumableFSDPStrategy')
+    names = type_names(cfg.get('strategy'), 'STRATEGIES', cfg.get('default_scope'))
+    return bool({'FSDPStrategy', 'ResumableFSDPStrategy'} & set(names))
 
 
 def fit_fsdp(cfg: Config, launcher: str, gpu: bool) -> None:

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
+from .labels import LabelRule, ignored_by, label_rules
 from .repeatable import NumberedIndex, NumberingSampler, RepeatableRandomHook, seed_for_sample
 
 # Where the codebases keep the files that a sample is made of.
@@ -24,17 +24,18 @@ class GuardedDataset(Dataset):
 
     Args:
         dataset (dict): Config of the other data set.
-        classes (int, optional): The classes of the model; samples with other labels are refused.
-            Defaults to None, any labels.
+        labels (tuple[LabelRule, ...]): The labels that the model can do with, from
+            :func:`.labels.label_rules`; samples with others are refused. Defaults to none: any.
         seed (int, optional): The run's seed, for training. Defaults to None: the generators are
             left alone.
     """
 
-    _own = frozenset(('inner', '_classes', '_seed', '_rank'))
+    _own = frozenset(('inner', '_labels', '_seed', '_rank'))
 
-    def __init__(self, dataset: dict, classes: int | None = None, seed: int | None = None):
+    def __init__(self, dataset: dict, labels: tuple[LabelRule, ...] = (),
+                 seed: int | None = None):
         self.inner = DATASETS.build(dataset)
-        self._classes, self._seed, self._rank = classes, seed, get_rank()
+        self._labels, self._seed, self._rank = labels, seed, get_rank()
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -75,17 +76,14 @@ class GuardedDataset(Dataset):
         if sizes:
             raise SampleError(f'{self._name(index)}: image and label differ in size: {sizes[0]} '
                               f'and {sizes[1]}. Repair or remove the pair.')
-        if self._classes is not None:
-            wrong = sorted(set(_wrong_labels(sample, self._classes, self._ignored())))
+        for rule in self._labels:
+            wrong = [label for labels in _labels(sample) for label in rule.wrong(labels).tolist()]
             if wrong:
                 raise SampleError(
                     f'{self._name(index)} has the label {", ".join(map(str, wrong[:5]))}, but the '
-                    f'model has classes 0 to {self._classes - 1}. Correct the labels, or '
-                    'num_classes of the heads; reduce_zero_label shifts labels by one.')
+                    f'model has classes {rule}. Correct the labels, or num_classes or ignore_index '
+                    'of the heads; reduce_zero_label shifts labels by one.')
         return sample
-
-    def _ignored(self) -> int:
-        return getattr(self.inner, 'ignore_index', 255)
 
     def _name(self, index: int) -> str:
         try:
@@ -112,8 +110,8 @@ def _different_sizes(sample) -> tuple | None:
     return sizes if sizes[1] not in (sizes[0], original) else None
 
 
-def _wrong_labels(sample, classes: int, ignored: int) -> Iterator[int]:
-    """Yield labels of pixels, images or boxes that are no class."""
+def _labels(sample) -> Iterator[np.ndarray]:
+    """Yield the class numbers of pixels, images or boxes."""
     data = sample.get('data_samples') if isinstance(sample, dict) else None
     for name in ('gt_sem_seg', 'gt_label', 'gt_instances'):
         value = getattr(data, name, None)
@@ -128,28 +126,7 @@ def _wrong_labels(sample, classes: int, ignored: int) -> Iterator[int]:
         labels = torch.as_tensor(np.asarray(value))
         if labels.is_floating_point():  # soft labels
             continue
-        yield from labels[(labels != ignored) & ((labels < 0) | (labels >= classes))].tolist()
-
-
-def model_classes(cfg: Config) -> int | None:
-    """The classes that a segmentor or classifier has by its config.
-
-    Args:
-        cfg (Config): The full config.
-
-    Returns:
-        int | None: The fewest of its heads; None if no head says, or of a detector, where the data
-        set itself maps the file's labels to its classes.
-    """
-    if cfg.get('default_scope') == 'mmdet':
-        return None
-    model = cfg.model.get('module') or cfg.model  # behind test-time augmentation
-    heads = []
-    for key in ('decode_head', 'head'):
-        head = model.get(key)
-        heads += head if isinstance(head, (list, tuple)) else [head or {}]
-    return min((head['num_classes'] for head in heads if isinstance(head.get('num_classes'), int)),
-               default=None)
+        yield labels.numpy()
 
 
 def guard_data(runner, repeatable: bool = False) -> None:
@@ -160,13 +137,13 @@ def guard_data(runner, repeatable: bool = False) -> None:
         repeatable (bool): Whether the randomness of the training is to depend on the seed and on
             counters alone; see :mod:`.repeatable`. Defaults to False.
     """
-    classes = model_classes(runner.cfg)
     for phase in ('train', 'val', 'test'):
         loader = getattr(runner, f'_{phase}_dataloader', None)
         if not isinstance(loader, dict) or not isinstance(loader.get('dataset'), dict):
             continue
         loader = dict(loader)
-        dataset = dict(type=GuardedDataset, dataset=loader['dataset'], classes=classes)
+        labels = label_rules(runner.cfg, phase, ignored_by(loader['dataset']))
+        dataset = dict(type=GuardedDataset, dataset=loader['dataset'], labels=labels)
         if phase == 'train' and repeatable and isinstance(loader.get('sampler'), dict):
             dataset['seed'] = runner.seed
             loader['sampler'] = dict(type=NumberingSampler, sampler=loader['sampler'])

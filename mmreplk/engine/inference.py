@@ -8,7 +8,10 @@ import mmcv
 import numpy as np
 from mmengine.config import Config
 
-from .evaluation import set_default_visualizer
+from ..config_types import is_label_loader, type_names
+from .evaluation import innermost, set_default_visualizer
+
+LOADER = 'LoadImageFromFile'
 
 
 def _draw_segmentation(cfg, checkpoint, image, device, score_thr) -> np.ndarray:
@@ -40,6 +43,22 @@ DRAW = {
 }
 
 
+def use_known_names(cfg: Config) -> None:
+    """Write the test pipeline as the inferencers expect it, which look for names of transforms.
+
+    Args:
+        cfg (Config): The full config, changed in place: no transform reads annotations, and the one
+            that loads the image has its bare name.
+    """
+    scope = cfg.default_scope
+    pipeline = [step for step in innermost(cfg.test_dataloader.dataset)['pipeline']
+                if not is_label_loader(step, scope)]
+    for step in pipeline:
+        if type_names(step, 'TRANSFORMS', scope)[:1] == (LOADER, ):
+            step['type'] = LOADER
+    cfg.test_dataloader.dataset['pipeline'] = pipeline
+
+
 def draw_prediction(cfg: Config,
                     checkpoint: str,
                     image: str,
@@ -57,5 +76,6 @@ def draw_prediction(cfg: Config,
         score_thr (float): Detections below this score are not drawn. Defaults to 0.3.
     """
     set_default_visualizer(cfg)  # the inferencers need one
+    use_known_names(cfg)
     picture = DRAW[cfg.default_scope](cfg, checkpoint, image, device, score_thr)
     mmcv.imwrite(mmcv.rgb2bgr(np.asarray(picture)), out)

@@ -18,6 +18,7 @@ import torch.distributed as torch_dist
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from ..config_types import type_names
 from .cpu import use_cpu_modules
 from .fsdp import fit_fsdp
 
@@ -183,8 +184,8 @@ def replace_sync_bn(node) -> int:
         return 0
     count = sum(replace_sync_bn(value) for value in node.values())
     kind = node.get('type')
-    name = getattr(kind, '__name__', kind)
-    if isinstance(name, str) and name.rsplit('.', 1)[-1] in SYNC_BN:
+    name = kind if isinstance(kind, str) else next(iter(type_names(node, 'MODELS')), '')
+    if name.rsplit('.', 1)[-1] in SYNC_BN:
         node['type'] = 'BN'
         count += 1
     return count

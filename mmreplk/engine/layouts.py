@@ -12,17 +12,21 @@ import os
 import os.path as osp
 import re
 from collections.abc import Iterator
-from importlib import import_module
+from dataclasses import replace
 
 import mmcv
 import numpy as np
 from mmengine.fileio import list_dir_or_file, list_from_file
 
+from ..config_types import changes_labels, class_of, loads_labels
+from .labels import NONE, LabelRule
+
 LISTS_OF_COCO = ('images', 'annotations', 'categories')
 MOST_OF_CATEGORIES = 2**24  # bytes; those of LVIS take 2**19
 
 
-def layout_problems(dataset: dict, name: str, scope: str) -> Iterator[str]:
+def layout_problems(dataset: dict, name: str, scope: str,
+                    rules: tuple[LabelRule, ...] = ()) -> Iterator[str]:
     """Find what is wrong with the files of one data set, all of which exist.
 
     Args:
@@ -30,20 +34,22 @@ def layout_problems(dataset: dict, name: str, scope: str) -> Iterator[str]:
             a classification data set with class folders or a list. Others are passed over.
         name (str): Its dotted name in the config.
         scope (str): The codebase.
+        rules (tuple[LabelRule, ...]): The labels that the model can do with, from
+            :func:`.labels.label_rules`. Defaults to none, those of the data set and 255.
 
     Yields:
         str: What is wrong: the argument, the file and, where it is known, the remedy.
     """
-    kind = dataset.get('type')
-    if isinstance(kind, str):
-        kind = import_module(f'{scope}.registry').DATASETS.get(kind)
+    kind = class_of(dataset, 'DATASETS', scope)
     if not inspect.isclass(kind):
         return
     for base in kind.__mro__:
         if base.__name__ in CHECKS:
             # A class that reads its files in its own way knows what it needs.
             if kind.load_data_list is base.load_data_list:
-                yield from CHECKS[base.__name__](dataset, name, kind)
+                check = CHECKS[base.__name__]
+                yield from (check(dataset, name, kind, scope, rules) if check is _segmentation
+                            else check(dataset, name, kind))
             return
 
 
@@ -67,7 +73,8 @@ def _path(dataset: dict, *parts: str) -> str:
 
 # -- Segmentation: an image and a label map of the same name -------------------------------------
 
-def _segmentation(dataset: dict, name: str, kind: type) -> Iterator[str]:
+def _segmentation(dataset: dict, name: str, kind: type, scope: str,
+                  rules: tuple[LabelRule, ...]) -> Iterator[str]:
     prefix = dataset.get('data_prefix') or {}
     images, labels = (_path(dataset, prefix.get(key) or '') for key in ('img_path', 'seg_map_path'))
     suffix, label_suffix = (dataset.get(key, _default(kind, key))
@@ -80,7 +87,7 @@ def _segmentation(dataset: dict, name: str, kind: type) -> Iterator[str]:
     if not names:
         yield f'{name}.data_prefix.img_path: no *{suffix} in {images!r}. {_others(images)}'
         return
-    if not prefix.get('seg_map_path') or 'LoadAnnotations' not in str(dataset.get('pipeline')):
+    if not prefix.get('seg_map_path') or not loads_labels(dataset.get('pipeline'), scope):
         return
     there = set(_files(labels))
     missing = sorted(item for item in names if item + label_suffix not in there)
@@ -89,7 +96,9 @@ def _segmentation(dataset: dict, name: str, kind: type) -> Iterator[str]:
                f'label in {labels!r}, such as {missing[0] + label_suffix!r}. '
                f'{_label_hint(missing[0], label_suffix, there) or _others(labels)}')
         return
-    yield from _label_problems(osp.join(labels, names[0] + label_suffix), dataset, name, kind)
+    if not changes_labels(dataset.get('pipeline'), scope):
+        yield from _label_problems(osp.join(labels, names[0] + label_suffix), dataset, name, kind,
+                                   rules)
 
 
 def _files(folder: str) -> list[str]:
@@ -108,7 +117,8 @@ def _label_hint(stem: str, suffix: str, there: set[str]) -> str:
     return ''
 
 
-def _label_problems(path: str, dataset: dict, name: str, kind: type) -> Iterator[str]:
+def _label_problems(path: str, dataset: dict, name: str, kind: type,
+                    rules: tuple[LabelRule, ...]) -> Iterator[str]:
     try:
         label = mmcv.imread(path, flag='unchanged', backend='pillow')
     except OSError:  # no picture at all
@@ -120,11 +130,31 @@ def _label_problems(path: str, dataset: dict, name: str, kind: type) -> Iterator
     count = len(kind.METAINFO.get('classes') or _classes(dataset, kind))
     shifted = dataset.get('reduce_zero_label', _default(kind, 'reduce_zero_label'))
     shifted = shifted or 'reduce_zero_label=True' in _as_code(dataset.get('pipeline'))
-    highest = count if shifted else count - 1
-    wrong = np.setdiff1d(label[label > highest], [255])
-    if count and wrong.size:
-        yield (f'{name}.data_prefix.seg_map_path: {path!r} has the label {wrong[0]}, but those of '
-               f'{kind.__name__} are 0 to {highest}, and 255 for none.')
+    if not rules and count:
+        rules = (LabelRule(count, frozenset((NONE, ))), )
+    mapped = _as_loaded(label, dataset, kind, shifted)
+    for rule in rules:
+        wrong = label[np.isin(mapped, rule.wrong(mapped))]
+        if wrong.size:
+            # What the file may hold, before label 0 becomes none and the others one less.
+            shown = replace(rule, limit=rule.limit + bool(shifted))
+            yield (f'{name}.data_prefix.seg_map_path: {path!r} has the label {wrong.min()}, but '
+                   f'those of {kind.__name__} are {shown}.')
+            return
+
+
+def _as_loaded(label: np.ndarray, dataset: dict, kind: type, shifted: bool) -> np.ndarray:
+    """The labels as MMSegmentation's LoadAnnotations gives them to the model."""
+    label = label.astype(np.int64)
+    if shifted:  # in this order there: 0 becomes 255, then all are one less, then 254 becomes 255
+        label = np.where(label == 0, NONE, label) - 1
+        label = np.where(label == NONE - 1, NONE, label)
+    names, wanted = kind.METAINFO.get('classes'), (dataset.get('metainfo') or {}).get('classes')
+    if names and wanted and tuple(names) != tuple(wanted):
+        numbers = {old: wanted.index(item) if item in wanted else NONE
+                   for old, item in enumerate(names)}
+        label = np.vectorize(lambda value: numbers.get(value, value), otypes=[np.int64])(label)
+    return label
 
 
 def _as_code(pipeline) -> str:

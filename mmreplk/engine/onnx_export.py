@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from ..config_types import type_names
 from ..version import __version__
 from .deploy import TOLERANCE, Difference, load_model
 from .weights import write_new
@@ -105,11 +106,11 @@ def check_exportable(cfg: Config, part: str) -> None:
                                   f'pip install {" ".join(missing)}')
     if part == 'backbone':
         return
-    kind = getattr(cfg.model.type, '__name__', cfg.model.type)
+    kind, head = (next(iter(type_names(node, 'MODELS', cfg.default_scope)), None)
+                  for node in (cfg.model, cfg.model.get('head')))
     if cfg.default_scope == 'mmdet':
         raise ValueError(f'CONFIG {cfg.filename}: {kind} is a detector; what follows the backbone '
                          'is not exported here. Use --part backbone.')
-    head = (cfg.model.get('head') or {}).get('type')
     if (kind, head) not in (('EncoderDecoder', None), ('ImageClassifier', 'LinearClsHead')):
         raise ValueError(
             f'CONFIG {cfg.filename}: {kind}{f" with {head}" if head else ""} is neither an '

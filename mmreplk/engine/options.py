@@ -1,6 +1,9 @@
 """The options of train.py, as changes to the config."""
 
 from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+
+from ..config_types import resolve_type
 
 
 def use_amp(cfg: Config) -> None:
@@ -15,8 +18,9 @@ def use_amp(cfg: Config) -> None:
     wrapper = cfg.get('optim_wrapper')
     if wrapper is None:
         raise ValueError(f'--amp: CONFIG {cfg.filename} has no optim_wrapper.')
-    kind = wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+    kind = wrapper.get('type', OptimWrapper)
+    found = resolve_type(kind, 'OPTIM_WRAPPERS', cfg.get('default_scope'))
+    if found not in (OptimWrapper, AmpOptimWrapper):
         raise ValueError(f'--amp replaces OptimWrapper, but optim_wrapper.type is {kind!r}. Leave '
                          '--amp out, or write mixed precision into the config.')
     wrapper['type'] = 'AmpOptimWrapper'

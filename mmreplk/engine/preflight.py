@@ -6,12 +6,12 @@ Each raises an error that names the argument and the remedy; the tools show it a
 import os.path as osp
 from glob import escape as glob_escape
 from glob import glob
-from importlib import import_module
 from importlib.util import find_spec
 
 import torch
 from mmengine.config import Config
 
+from ..config_types import class_of, type_names
 from ..models import EnlargedBackbone, RepLKNet
 from .checkpoints import find_resumable, unreadable, use_seed_of
 from .datasets import check_data
@@ -66,9 +66,7 @@ def has_replknet(cfg: Config) -> bool:
 
 
 def _backbone_class(cfg: Config) -> type | None:
-    backbone = cfg.model.get('backbone') or {}
-    registry = import_module(f'{cfg.default_scope}.registry').MODELS
-    return registry.get(str(backbone.get('type')))
+    return class_of(cfg.model.get('backbone'), 'MODELS', cfg.default_scope)
 
 
 def check_backbone(cfg: Config) -> RepLKNet | EnlargedBackbone | None:
@@ -225,8 +223,7 @@ def check_answers_file(cfg: Config) -> None:
     evaluator = cfg.test_evaluator
     metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
     for metric in metrics:
-        kind = metric.get('type')
-        if getattr(kind, '__name__', str(kind)).rpartition('.')[2] != 'ShapeBiasMetric':
+        if 'ShapeBiasMetric' not in type_names(metric, 'METRICS', cfg.get('default_scope')):
             continue
         for key in ('csv_dir', 'model_name'):
             if not metric.get(key):

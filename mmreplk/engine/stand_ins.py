@@ -3,6 +3,8 @@
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
+from ..config_types import class_of
+
 
 def import_in_config(cfg: Config, module: str) -> None:
     """Let the config that the Runner writes to the work dir load classes of ours by itself.
@@ -30,6 +32,6 @@ def replace_default_hook(cfg: Config, key: str, old: type[Hook], new: str, **def
     """
     hooks = cfg.get('default_hooks') or {}
     hook = hooks.get(key, dict(type=old.__name__, **defaults))
-    if hook and hook.get('type') in (old.__name__, old):
+    if hook and class_of(hook, 'HOOKS', cfg.get('default_scope')) is old:
         cfg.default_hooks = {**hooks, key: {**hook, 'type': new}}
         import_in_config(cfg, 'mmreplk')

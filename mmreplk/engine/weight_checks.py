@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from ..config_types import is_pretrained, type_names
 from ..models import EnlargedBackbone, RepLKNet
 from ..models.checkpoint import (
     check_values,
@@ -42,7 +43,7 @@ def _pretrained(node, name: str) -> Iterator[tuple[str, str]]:
         for index, item in enumerate(node):
             yield from _pretrained(item, f'{name}.{index}')
     elif isinstance(node, dict):
-        if node.get('type') == 'Pretrained' and isinstance(node.get('checkpoint'), str):
+        if is_pretrained(node) and isinstance(node.get('checkpoint'), str):
             yield f'{name}.checkpoint', node['checkpoint']
         if isinstance(node.get('pretrained'), str):
             yield f'{name}.pretrained', node['pretrained']
@@ -260,7 +261,8 @@ def check_wrapped(cfg: Config, checkpoint: Mapping) -> None:
     Raises:
         ValueError: If they do not, and the config has an EMAHook.
     """
-    averaged = any('EMAHook' in str(hook.get('type')) for hook in cfg.get('custom_hooks') or [])
+    averaged = any('EMAHook' in type_names(hook, 'HOOKS', cfg.get('default_scope'))
+                   for hook in cfg.get('custom_hooks') or [])
     if averaged and 'state_dict' not in checkpoint:
         raise ValueError('holds bare weights, but the EMAHook of this config reads them under '
                          'state_dict: tools/convert_checkpoint.py puts them there')

@@ -12,6 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from ..config_types import is_pretrained
+
 
 def write_new(path: str, write: Callable[[str], bool | None]) -> bool:
     """Write a file that must not exist yet; it appears whole or not at all.
@@ -86,10 +88,10 @@ def drop_pretrained(node) -> None:
             drop_pretrained(item)
     elif isinstance(node, dict):
         init = node.get('init_cfg')
-        if isinstance(init, dict) and init.get('type') == 'Pretrained':
+        if is_pretrained(init):
             node['init_cfg'] = None
         elif isinstance(init, (list, tuple)):
-            node['init_cfg'] = [item for item in init if item.get('type') != 'Pretrained']
+            node['init_cfg'] = [item for item in init if not is_pretrained(item)]
         if node.get('pretrained'):
             node['pretrained'] = None
         for value in node.values():

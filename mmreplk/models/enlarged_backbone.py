@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 
 import torch
-from mmengine.model import BaseModule, PretrainedInit
+from mmengine.model import BaseModule
 from mmengine.model.weight_init import update_init_info
 from mmengine.registry import DefaultScope
 
+from ..config_types import is_pretrained
 from ..registry import MODELS
 from .checkpoint import check_values, describe_differences, differences, is_merged, unwrap
 from .enlarge import enlarge_kernels, remove_shortcuts
@@ -61,7 +62,7 @@ class EnlargedBackbone(BaseModule):
                  deploy: bool = False,
                  init_cfg: dict | None = None):
         super().__init__(init_cfg)
-        if init_cfg and (not isinstance(init_cfg, dict) or not _is_pretrained(init_cfg)):
+        if init_cfg and (not isinstance(init_cfg, dict) or not is_pretrained(init_cfg)):
             raise ValueError("init_cfg must be dict(type='Pretrained', ...), got "
                              f'{init_cfg!r}. Other initialisations belong into backbone.init_cfg')
         self._original = deepcopy(backbone)
@@ -116,7 +117,7 @@ class EnlargedBackbone(BaseModule):
         """Initialise from the original network."""
         inner, init_cfg = self.backbone, getattr(self.backbone, 'init_cfg', None)
         cfgs = init_cfg if isinstance(init_cfg, list) else [init_cfg] if init_cfg else []
-        rules = [cfg for cfg in cfgs if not _is_pretrained(cfg)]
+        rules = [cfg for cfg in cfgs if not is_pretrained(cfg)]
         if hasattr(inner, 'init_weights'):
             inner.init_cfg = rules
             try:
@@ -187,7 +188,3 @@ class EnlargedBackbone(BaseModule):
                 text += '. Weights of the original network belong into backbone.init_cfg'
             raise ValueError(text)
         return {name: state[name] for name in own if name in state}
-
-
-def _is_pretrained(cfg: dict) -> bool:
-    return cfg.get('type') in ('Pretrained', PretrainedInit)

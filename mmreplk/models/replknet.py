@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from mmengine.model import BaseModule, PretrainedInit
+from mmengine.model import BaseModule
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..config_types import is_pretrained
 from ..registry import MMENGINE_MODELS, MODELS
 from .arch import parse_arch, parse_frozen_stages, parse_out_indices
 from .blocks import CHECKPOINTS, RepLKNetStage, run_layer
@@ -220,7 +221,7 @@ class RepLKNet(BaseModule):
         """
         init_cfg, fresh = self.init_cfg, not self.is_init
         cfgs = init_cfg if isinstance(init_cfg, list) else [init_cfg] if init_cfg else []
-        pretrained = [cfg for cfg in cfgs if cfg['type'] in ('Pretrained', PretrainedInit)]
+        pretrained = [cfg for cfg in cfgs if is_pretrained(cfg)]
         self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
         try:
             super().init_weights()

@@ -7,7 +7,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch.utils.data import DataLoader
 
-from mmreplk.engine.guarded_data import GuardedDataset, SampleError, model_classes
+from mmreplk.engine.guarded_data import GuardedDataset, SampleError
+from mmreplk.engine.labels import LabelRule, label_rules
 
 CLASSES = 3
 
@@ -33,7 +34,8 @@ class Pairs:
             return GuardedDataset(dict(
                 type='BaseSegDataset', data_root=str(self.root), img_suffix='.png',
                 metainfo=dict(classes=('x', 'y', 'z')), pipeline=pipeline,
-                data_prefix=dict(img_path='img', seg_map_path='ann'), **options), classes=CLASSES)
+                data_prefix=dict(img_path='img', seg_map_path='ann'), **options),
+                labels=(LabelRule(CLASSES, frozenset((255, ))), ))
 
 
 @pytest.fixture
@@ -128,4 +130,5 @@ def test_through_a_loader(pairs, workers):
     (dict(bbox_head=dict(num_classes=7)), 'mmdet', None),
 ])
 def test_classes_of_a_model(model, scope, classes):
-    assert model_classes(Config(dict(model=model, default_scope=scope))) == classes
+    rules = label_rules(Config(dict(model=model, default_scope=scope)), 'train')
+    assert min((rule.limit for rule in rules), default=None) == classes
