@@ -75,6 +75,9 @@ def large_kernel_dwconv2d(x: Tensor,
     if groups is not None and (x.dim() not in (3, 4) or x.shape[-3] != groups):
         raise RuntimeError(f'groups={groups}: x must be (N, {groups}, H, W) or ({groups}, H, W), '
                            f'one channel a group, not {tuple(x.shape)}')
+    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()
+            or torch._C._functorch.maybe_current_level() is not None):
+        check_memory(x=x, weight=weight, bias=bias)
     if backend == 'auto':
         # A shortcut for problems of a few microseconds; every check below would be felt.
         if (x.dim() == 4 and weight.dim() == 4 and x.device.type == 'cpu'
@@ -86,9 +89,6 @@ def large_kernel_dwconv2d(x: Tensor,
         return large_kernel_dwconv2d(
             x.unsqueeze(0), weight, bias, stride, padding, dilation, activation=activation,
             backend=backend).squeeze(0)
-    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()
-            or torch._C._functorch.maybe_current_level() is not None):
-        check_memory(x=x, weight=weight, bias=bias)
     trained = weight
     x, weight, bias = _autocast(x, weight, bias)
     # Spectra of weights are kept while nobody trains them. A copy made by autocast does not last.
