@@ -124,9 +124,23 @@ def fft_weight_grad(x: Tensor, grad: Tensor, problem: Problem, isa: int = -1) ->
     """The gradient of the weights as a product of spectra, ``(C * M, 1, Kh, Kw)``."""
     call = _call(problem, isa)
     out = torch.empty(problem.out_channels, 1, *problem.kernel)
+    doubt = torch.empty(problem.out_channels)
     _native.run(_FFT_WEIGHT_GRAD, call.isa, torch.get_num_threads(), call.geometry, x.data_ptr(),
-                0, 0, 0, grad.data_ptr(), out.data_ptr())
+                0, 0, doubt.data_ptr(), grad.data_ptr(), out.data_ptr())
+    _sum_directly(out, doubt, x, grad, problem, isa)
     return out
+
+
+def _sum_directly(out: Tensor, doubt: Tensor, x: Tensor, grad: Tensor, problem: Problem,
+                  isa: int) -> None:
+    """Put the direct sum in the place of what contrast has spoilt: see csrc/fft_guard.inc.c."""
+    if not doubt.any():
+        return
+    one = problem._replace(channels=1, multiplier=1, channels_last=False)
+    for c in doubt.nonzero().flatten().tolist():  # one at a time: these are copies
+        planes = (m[:, at:at + 1].contiguous(memory_format=torch.contiguous_format)
+                  for m, at in ((x, c // problem.multiplier), (grad, c)))
+        out[c:c + 1] = direct_weight_grad(*planes, one, isa)
 
 
 def fft_backward(x: Tensor, branches: list[tuple[Tensor, Tensor, Problem]],
@@ -149,11 +163,17 @@ def fft_backward(x: Tensor, branches: list[tuple[Tensor, Tensor, Problem]],
     # A single tile writes what it reads, several add to one another.
     grad_x = torch.zeros_like(x)
     grads = [torch.empty(problem.out_channels, 1, *problem.kernel) for _, _, problem in branches]
+    doubts = [torch.empty(problem.out_channels) for _, _, problem in branches]
     finite = _native.backward(
         calls[0].isa, torch.get_num_threads(), x.data_ptr(), grad_x.data_ptr(),
-        *((call.geometry, weight.data_ptr(), grad.data_ptr(), out.data_ptr())
-          for call, (weight, grad, _), out in zip(calls, branches, grads, strict=True)))
-    return (grad_x, grads) if finite else None
+        *((call.geometry, weight.data_ptr(), grad.data_ptr(), out.data_ptr(), doubt.data_ptr())
+          for call, (weight, grad, _), out, doubt in zip(
+              calls, branches, grads, doubts, strict=True)))
+    if not finite:
+        return None
+    for (_, grad, problem), out, doubt in zip(branches, grads, doubts, strict=True):
+        _sum_directly(out, doubt, x, grad, problem, isa)
+    return grad_x, grads
 
 
 def backward_supports(problem: Problem) -> bool:

@@ -298,7 +298,8 @@ static int64_t fft_grad_items(const struct work *k) { return spectrum_items(k); 
 static size_t fft_grad_scratch(const struct work *k) {
   const struct geometry *g = &k->g;
   return sizeof(float) *
-         (size_t)(row_room(g) + g->kernel_h * g->kernel_w * VF + 3 * plane_room(g) + source_room(g));
+         (size_t)(row_room(g) + g->kernel_h * g->kernel_w * VF + 3 * plane_room(g) + source_room(g) +
+                  grad_squares_room(g->points_h, g->points_w));
 }
 
 // The end of a weight gradient: from the sum of spectra to taps. w: room for all taps.
@@ -339,6 +340,8 @@ static void fft_grad_run(const struct work *k, int64_t group, void *scratch) {
   float *sums = grad + plane_room(g);
   vf *w = (vf *)(sums + plane_room(g));
   struct source *from = (struct source *)(w + taps);
+  float *squares = (float *)from + source_room(g);
+  unsigned doubt = 0;
   sources(k->plan_w, pitch, from);
   clear_points(sums, 0, f * pitch);
 
@@ -352,10 +355,14 @@ static void fft_grad_run(const struct work *k, int64_t group, void *scratch) {
       struct arc down = arc_of(rows.in - rows.out, rows.ins, n);
       struct arc across = arc_of(columns.in - columns.out, columns.ins, g->points_w);
       struct arc out_down = arc_of(0, rows.outs, n), out_across = arc_of(0, columns.outs, g->points_w);
+      struct guard guard = grad_guard(rows.ins, columns.ins, squares);
       rows_forward(k->plan_w, &in, g->width, rows.in, columns.in, &down, &across, z, plane, pitch,
-                   NULL, NULL);
+                   &guard, NULL);
+      doubt |= grad_doubt(&guard);
+      guard = grad_guard(rows.outs, columns.outs, squares);
       rows_forward(k->plan_w, &out, g->out_w, rows.out, columns.out, &out_down, &out_across, z, grad,
-                   pitch, NULL, NULL);
+                   pitch, &guard, NULL);
+      doubt |= grad_doubt(&guard);
       for (int64_t c = 0; c < f; c++) {
         float *a = plane + c * pitch * POINT, *b = grad + c * pitch * POINT, *s = sums + c * pitch * POINT;
         fft(k->plan_h, a, clear_rest(&down, a));
@@ -365,6 +372,7 @@ static void fft_grad_run(const struct work *k, int64_t group, void *scratch) {
   }
 
   grad_out(k, group, sums, w, from, z);
+  tell_doubt(k, group, doubt);
 }
 
 // -- both gradients: an item is VF channels; tiles of the input's gradient are added up in its memory --
@@ -380,7 +388,8 @@ static size_t fft_back_scratch(const struct work *k) {
   int planes = k->second ? 7 : 4;
   return sizeof(float) *
          (size_t)(row_room(g) + g->kernel_h * g->kernel_w * VF + planes * plane_room(g) + source_room(g) +
-                  squares_room(g->tile_h, g->tile_w, g, g->back_h, g->back_w));
+                  squares_room(g->tile_h, g->tile_w, g, g->back_h, g->back_w) +
+                  grad_squares_room(g->points_h, g->points_w));
 }
 
 static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
@@ -398,7 +407,9 @@ static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
   vf *w = (vf *)end, check = zero();
   for (int b = 0; b < branches; b++) spectrum_of(branch[b], group, z, plane, w, spectra[b]);
   struct source *from = (struct source *)(w + taps);
-  float *squares = (float *)from + source_room(g);
+  float *grad_squares = (float *)from + source_room(g);
+  float *squares = grad_squares + grad_squares_room(g->points_h, g->points_w);
+  unsigned doubt[2] = {0, 0}, seen_by_all = 0;
   sources(k->plan_w, pitch, from);
 
   for (int64_t image = 0; image < g->batch; image++) {
@@ -412,16 +423,24 @@ static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
       struct arc down = arc_of(rows.in - rows.out, rows.ins, n);
       struct arc across = arc_of(columns.in - columns.out, columns.ins, g->points_w);
       struct arc out_down = arc_of(0, rows.outs, n), out_across = arc_of(0, columns.outs, g->points_w);
+      struct guard level = grad_guard(rows.ins, columns.ins, grad_squares);
       rows_forward(k->plan_w, &in, g->width, rows.in, columns.in, &down, &across, z, plane, pitch,
-                   NULL, NULL);
+                   &level, NULL);
+      seen_by_all |= grad_doubt(&level);
       for (int b = 0; b < branches; b++) {
         struct view out = view_of(g, branch[b]->gy, image, group * VF, g->channels, 1, g->out_h * g->out_w);
         struct guard guard;
+        // Cells that tell of the gradient of x tell of that of the weights, too.
         if (g->back_h > 0)
           guard = guard_of(rows.outs, columns.outs, g->dil_h, g->dil_w, g->back_h, g->back_w, squares);
+        else
+          guard = grad_guard(rows.outs, columns.outs, grad_squares);
         rows_forward(k->plan_w, &out, g->out_w, rows.out, columns.out, &out_down, &out_across, z, grad[b],
-                     pitch, g->back_h > 0 ? &guard : NULL, NULL);
-        if (g->back_h > 0) levels(&guard, &low[b], &high[b]);
+                     pitch, &guard, NULL);
+        if (g->back_h > 0)
+          levels(&guard, &low[b], &high[b]);
+        else
+          doubt[b] |= grad_doubt(&guard);
       }
       for (int64_t c = 0; c < f; c++) {
         int64_t at = c * pitch * POINT, spectrum = c * n * POINT;
@@ -448,7 +467,10 @@ static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
       if (doubtful(low[b], high[b], &out, g->out_w, 0, g->out_h, 0, g->out_w)) atomic_store(k->broken, 1);
     }
   }
-  for (int b = 0; b < branches; b++) grad_out(branch[b], group, sums[b], w, from, z);
+  for (int b = 0; b < branches; b++) {
+    grad_out(branch[b], group, sums[b], w, from, z);
+    tell_doubt(branch[b], group, doubt[b] | seen_by_all);
+  }
   for (int64_t l = 0; l < min64(VF, g->channels - group * VF); l++)
     if (check[l] != 0.0f) atomic_store(k->broken, 1);
 }

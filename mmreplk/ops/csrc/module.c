@@ -8,8 +8,9 @@
 //                                         n has a prime factor above 7 or is too large
 //   same(threads, a, b, bytes) -> bool    whether two blocks of memory hold the same bits
 //   run(kernel, isa, threads, geometry, x, w, spectrum, bias, gy, y)
+//                                         FFT_WEIGHT_GRAD has doubt in the place of bias
 //   backward(isa, threads, x, gx, branch[, branch]) -> bool
-//                                         FFT_BACKWARD; branch is (geometry, w, gy, dw), both of
+//                                         FFT_BACKWARD; branch is (geometry, w, gy, dw, doubt), both of
 //                                         the same points. False: gx is wrong, there are NaN or
 //                                         Inf, or gradients far below others of their tile
 //
@@ -152,6 +153,7 @@ static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count)
   job.work.bias = (const float *)(uintptr_t)v[7];
   job.work.gy = (const float *)(uintptr_t)v[8];
   job.work.y = (float *)(uintptr_t)v[9];
+  job.work.doubt = (float *)(uintptr_t)v[7];
   if (v[0] >= FFT_SPECTRUM) {
     job.work.plan_h = plan_of(job.work.g.points_h);
     job.work.plan_w = plan_of(job.work.g.points_w);
@@ -173,8 +175,8 @@ static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count)
 static int parse_branch(PyObject *branch, struct work *out) {
   const char *bytes;
   Py_ssize_t size;
-  unsigned long long w, gy, dw;
-  if (!PyArg_ParseTuple(branch, "y#KKK", &bytes, &size, &w, &gy, &dw)) return 0;
+  unsigned long long w, gy, dw, doubt;
+  if (!PyArg_ParseTuple(branch, "y#KKKK", &bytes, &size, &w, &gy, &dw, &doubt)) return 0;
   if (size != (Py_ssize_t)sizeof(struct geometry)) {
     PyErr_SetString(PyExc_ValueError, "a bad geometry");
     return 0;
@@ -183,6 +185,7 @@ static int parse_branch(PyObject *branch, struct work *out) {
   out->w = (const float *)(uintptr_t)w;
   out->gy = (const float *)(uintptr_t)gy;
   out->y = (float *)(uintptr_t)dw;
+  out->doubt = (float *)(uintptr_t)doubt;
   out->plan_h = plan_of(out->g.points_h);
   out->plan_w = plan_of(out->g.points_w);
   if (!out->plan_h || !out->plan_w) PyErr_NoMemory();
