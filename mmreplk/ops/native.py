@@ -114,9 +114,17 @@ def fft_forward(x: Tensor, spectrum: Tensor, weight: Tensor, bias: Tensor | None
     """The convolution as a product of spectra; the weights serve where x holds NaN or Inf."""
     call = _call(problem, isa)
     out = torch.empty(call.out_shape, memory_format=call.out_format)
+    left = torch.zeros(problem.batch, problem.out_channels, dtype=torch.int32)
     _native.run(_FFT_FORWARD, call.isa, torch.get_num_threads(), call.geometry, x.data_ptr(),
-                weight.data_ptr(), spectrum.data_ptr(), 0 if bias is None else bias.data_ptr(), 0,
-                out.data_ptr())
+                weight.data_ptr(), spectrum.data_ptr(), 0 if bias is None else bias.data_ptr(),
+                left.data_ptr(), out.data_ptr())
+    if left.any():
+        one = problem._replace(batch=1, channels=1, multiplier=1, channels_last=False)
+        for n, c in left.nonzero().tolist():
+            at = c // problem.multiplier
+            plane = x[n:n + 1, at:at + 1].contiguous(memory_format=torch.contiguous_format)
+            out[n, c] = direct_forward(plane, weight[c:c + 1], None if bias is None else
+                                       bias[c:c + 1], one, isa)[0, 0]
     return out
 
 

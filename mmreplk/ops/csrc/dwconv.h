@@ -32,7 +32,8 @@ struct work {
   const float *gy;        // gradient of the output (weight gradients only)
   float *y;               // output map, weight gradient or spectrum
   // FFT's weight gradients: one per output channel, set to 1 if some of its planes have contrast in which taps
-  // may drown (fft_guard.inc.c), else to 0. The caller sums such channels directly.
+  // may drown (fft_guard.inc.c), else to 0. FFT_FORWARD: one per output plane, 0 before, set to 1 where outputs
+  // are left that would take more passes. The caller sums such channels or planes directly.
   float *doubt;
   const struct plan *plan_h, *plan_w;
   // Both gradients in one (FFT_BACKWARD; y is the weights' then, multiplier is 1):

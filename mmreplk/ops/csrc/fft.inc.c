@@ -196,8 +196,8 @@ static void mark_tile(const struct fft_tile *t, vf limit, uint16_t *big, double 
 
 // Does again, in some lanes, the outputs that see nothing but inputs far below the level of the tile: the larger
 // inputs, which they do not see, are left out, which takes the error with it. What is left can have such
-// outputs in its turn.
-static void fft_again(const struct fft_tile *t, unsigned lanes) {
+// outputs in its turn. Returns lanes in which there are some after MOST_PASSES.
+static unsigned fft_again(const struct fft_tile *t, unsigned lanes) {
   const struct geometry *g = &t->k->g;
   struct window down = {t->rows.ins, t->rows.outs, t->rows.out - g->top - t->rows.in, g->kernel_h, g->dil_h};
   struct window across = {t->columns.ins, t->columns.outs, t->columns.out - g->left - t->columns.in,
@@ -209,12 +209,14 @@ static void fft_again(const struct fft_tile *t, unsigned lanes) {
   double all[VF], rest[VF];
   mark_tile(t, zero(), big, all, rest);
   unseen(&down, &across, big, reach, zeros);
-  for (vf limit = limit_of(all);;) {
+  int passes = 0;
+  for (vf limit = limit_of(all);; passes++) {
     mark_tile(t, limit, big, all, rest);
     unseen(&down, &across, big, reach, low);
     unsigned any = 0;
     for (int64_t o = 0; o < count; o++) any |= low[o] &= (uint16_t)(lanes & ~(unsigned)zeros[o]);
     if (!any) break;
+    if (passes == MOST_PASSES) return any;
     fft_product(t, NULL, &limit);
     for (int64_t i = 0; i < t->rows.outs; i += 2) {
       int two = i + 1 < t->rows.outs;
@@ -231,6 +233,7 @@ static void fft_again(const struct fft_tile *t, unsigned lanes) {
   for (int64_t i = 0; i < t->rows.outs; i++)
     write_lanes(&t->out, (t->rows.out + i) * g->out_w + t->columns.out, t->columns.outs,
                 zeros + i * t->columns.outs, NULL, t->bias, g->relu != 0);
+  return 0;
 }
 
 static void fft_run(const struct work *k, int64_t item, void *scratch) {
@@ -289,7 +292,11 @@ static void fft_run(const struct work *k, int64_t item, void *scratch) {
                  t->rows.out + t->rows.outs, t->columns.out, t->columns.out + t->columns.outs);
       doubt &= ~(1u << l);
     }
-  if (doubt) fft_again(t, doubt);
+  unsigned left = doubt ? fft_again(t, doubt) : 0;
+  for (int l = 0; l < t->out.lanes; l++)
+    // Tiles of a plane may say so at once.
+    if (left >> l & 1)
+      __atomic_store_n((int32_t *)k->doubt + image * outputs + group * VF + l, 1, __ATOMIC_RELAXED);
 }
 
 // -- weight gradient: an item is VF channels; images and tiles are added up as spectra ---------------

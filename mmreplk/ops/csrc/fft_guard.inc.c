@@ -5,6 +5,9 @@
 // without the inputs above it, are looked for in two steps: a tile is cut into cells, so small that every output
 // sees a whole one, and only where a cell holds too little are the inputs looked at one by one.
 enum { CONTRAST = 4096, GRAD_CONTRAST = 4096 };
+// Passes over a tile without the larger inputs. Maps can be made of which each pass mends a little: what is left
+// after these is for the direct sum, whose time bounds that of all.
+enum { MOST_PASSES = 2 };
 
 // One axis of a tile: of each phase of the dilation, the pixels in runs of `size`, the last of which takes what
 // is left. native_plan.py chooses the size; it knows this rule.

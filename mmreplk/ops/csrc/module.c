@@ -8,7 +8,8 @@
 //                                         n has a prime factor above 7 or is too large
 //   same(threads, a, b, bytes) -> bool    whether two blocks of memory hold the same bits
 //   run(kernel, isa, threads, geometry, x, w, spectrum, bias, gy, y)
-//                                         FFT_WEIGHT_GRAD has doubt in the place of bias
+//                                         FFT_WEIGHT_GRAD has doubt in the place of bias,
+//                                         FFT_FORWARD in that of gy
 //   backward(isa, threads, x, gx, branch[, branch]) -> bool
 //                                         FFT_BACKWARD; branch is (geometry, w, gy, dw, doubt), both of
 //                                         the same points. False: gx is wrong, there are NaN or
@@ -153,7 +154,7 @@ static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count)
   job.work.bias = (const float *)(uintptr_t)v[7];
   job.work.gy = (const float *)(uintptr_t)v[8];
   job.work.y = (float *)(uintptr_t)v[9];
-  job.work.doubt = (float *)(uintptr_t)v[7];
+  job.work.doubt = (float *)(uintptr_t)v[v[0] == FFT_FORWARD ? 8 : 7];
   if (v[0] >= FFT_SPECTRUM) {
     job.work.plan_h = plan_of(job.work.g.points_h);
     job.work.plan_w = plan_of(job.work.g.points_w);
