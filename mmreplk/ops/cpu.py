@@ -16,7 +16,7 @@ from .problem import Problem
 
 # Bytes of float32 copies and of spectra that are not kept; the compiled kernels' own scratch comes
 # to it (csrc/module.c). Together they take at most the larger of 64 MiB and a tenth of the maps.
-WORKSPACE = 24 << 20
+WORKSPACE = 16 << 20
 
 
 def estimates(problem: Problem, task: str) -> dict[str, float | str | None]:
@@ -78,7 +78,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, ba
         else:
             if piece.outputs != outputs:
                 outputs, spectrum = piece.outputs, None
-                spectrum = (native.fft_spectrum(mine, piece.problem) if kept is None
+                spectrum = (native.fft_spectrum(mine, piece.problem)
+                            if kept is None or (outputs.start or 0) % native.lanes()
                             else native.part_of_spectrum(kept, problem, outputs))
             part = native.fft_forward(part, spectrum, mine, shift, piece.problem)
         if piece.problem == problem:
@@ -215,6 +216,8 @@ def _pieces(problem: Problem, with_spectrum: bool, *maps: Tensor) -> Iterator[_P
     fit, many = max(1, share // (4 * planes)), problem.multiplier
     parts = max(ceil_div(problem.channels, fit), ceil_div(spectrum, share), 1)
     channels = ceil_div(ceil_div(problem.channels, parts), lanes) * lanes  # whole vectors
+    while channels > 1 and 4 * planes * channels > WORKSPACE:
+        channels //= 2  # of huge maps not even one
     images = max(1, fit // channels)
     for c in range(0, problem.channels, channels):
         end = min(c + channels, problem.channels)

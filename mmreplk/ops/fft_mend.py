@@ -53,7 +53,8 @@ def mend(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, problem: P
 
 
 def mend_weight_grad(out: Tensor, x: Tensor, grad: Tensor, problem: Problem) -> Tensor:
-    """Where NaN or Inf have spread over all taps of a channel, sum up each tap alone, in place.
+    """Where NaN, Inf or the error of huge values spread over all taps of a channel, sum up each
+    tap alone, in place.
 
     Args:
         out (Tensor): ``(C * M, 1, Kh, Kw)``, what fft.weight_grad gave for the other arguments.
@@ -64,7 +65,9 @@ def mend_weight_grad(out: Tensor, x: Tensor, grad: Tensor, problem: Problem) -> 
     Returns:
         Tensor: ``out``.
     """
-    broken = (~torch.isfinite(out)).flatten(1).any(1).nonzero().flatten()
+    broken = (~torch.isfinite(out)).flatten(1).any(1)
+    broken |= _contrast(x).repeat_interleave(problem.multiplier) | _contrast(grad)
+    broken = broken.nonzero().flatten()
     if not len(broken):
         return out
     x, grad = _wide(x[:, broken // problem.multiplier]), _wide(grad[:, broken])
@@ -74,6 +77,20 @@ def mend_weight_grad(out: Tensor, x: Tensor, grad: Tensor, problem: Problem) -> 
             product = x[:, :, inputs, left_inputs] * grad[:, :, outputs, left_outputs]
             taps[:, u, v] = product.sum((0, 2, 3))
     out[broken, 0] = taps
+    return out
+
+
+def _contrast(maps: Tensor) -> Tensor:
+    """Channels with contrast in some image: see grad_doubt in csrc/fft_guard.inc.c."""
+    cells = [max(1, min(8, size // 8)) for size in maps.shape[2:]]
+    out = maps.new_zeros(maps.shape[1], dtype=torch.bool)
+    for image in maps:  # one at a time: these are copies
+        size = _wide(image).abs()
+        squares = (size / size.amax((1, 2), True).clamp_min(torch.finfo(size.dtype).tiny)).square()
+        mean = F.avg_pool2d(squares[None], cells, cells, ceil_mode=True)[0].flatten(1)
+        below = (mean > 0) & (mean * CONTRAST**2 < squares.sum((1, 2))[:, None])
+        below, some = below.sum(1), (mean > 0).sum(1)
+        out |= (below > 0) & (below * 16 >= some)
     return out
 
 

@@ -143,9 +143,16 @@ def fft_forward(x: Tensor, spectrum: Tensor, weight: Tensor, bias: Tensor | None
     """The convolution as a product of spectra; the weights serve where x holds NaN or Inf."""
     call = _call(problem, isa)
     out = _room(*call.out_shape, memory_format=call.out_format)
+    left = torch.zeros(problem.batch, problem.out_channels, dtype=torch.int32, device='cpu')
     _native.run(_FFT_FORWARD, call.isa, torch.get_num_threads(), call.geometry, memory(x),
-                memory(weight), memory(spectrum), memory(bias), 0,
-                memory(out))
+                memory(weight), memory(spectrum), memory(bias), _held(left), memory(out))
+    if left.any():
+        one = problem._replace(batch=1, channels=1, multiplier=1, channels_last=False)
+        for n, c in left.nonzero().tolist():
+            at = c // problem.multiplier
+            plane = x[n:n + 1, at:at + 1].contiguous(memory_format=torch.contiguous_format)
+            out[n, c] = direct_forward(plane, weight[c:c + 1], None if bias is None else
+                                       bias[c:c + 1], one, isa)[0, 0]
     return out
 
 
@@ -153,9 +160,23 @@ def fft_weight_grad(x: Tensor, grad: Tensor, problem: Problem, isa: int = -1) ->
     """The gradient of the weights as a product of spectra, ``(C * M, 1, Kh, Kw)``."""
     call = _call(problem, isa)
     out = _room(problem.out_channels, 1, *problem.kernel)
+    doubt = _room(problem.out_channels)
     _native.run(_FFT_WEIGHT_GRAD, call.isa, torch.get_num_threads(), call.geometry, memory(x),
-                0, 0, 0, memory(grad), memory(out))
+                0, 0, memory(doubt), memory(grad), memory(out))
+    _sum_directly(out, doubt, x, grad, problem, isa)
     return out
+
+
+def _sum_directly(out: Tensor, doubt: Tensor, x: Tensor, grad: Tensor, problem: Problem,
+                  isa: int) -> None:
+    """Put the direct sum in the place of what contrast has spoilt: see csrc/fft_guard.inc.c."""
+    if not doubt.any():
+        return
+    one = problem._replace(channels=1, multiplier=1, channels_last=False)
+    for c in doubt.nonzero().flatten().tolist():  # one at a time: these are copies
+        planes = (m[:, at:at + 1].contiguous(memory_format=torch.contiguous_format)
+                  for m, at in ((x, c // problem.multiplier), (grad, c)))
+        out[c:c + 1] = direct_weight_grad(*planes, one, isa)
 
 
 def fft_backward(x: Tensor, branches: list[tuple[Tensor, Tensor, Problem]],
@@ -178,11 +199,17 @@ def fft_backward(x: Tensor, branches: list[tuple[Tensor, Tensor, Problem]],
     # A single tile writes what it reads, several add to one another.
     grad_x = torch.zeros_like(x)
     grads = [_room(problem.out_channels, 1, *problem.kernel) for _, _, problem in branches]
+    doubts = [_room(problem.out_channels) for _, _, problem in branches]
     finite = _native.backward(
         calls[0].isa, torch.get_num_threads(), memory(x), memory(grad_x),
-        *((call.geometry, memory(weight), memory(grad), memory(out))
-          for call, (weight, grad, _), out in zip(calls, branches, grads, strict=True)))
-    return (grad_x, grads) if finite else None
+        *((call.geometry, memory(weight), memory(grad), memory(out), memory(doubt))
+          for call, (weight, grad, _), out, doubt in zip(
+              calls, branches, grads, doubts, strict=True)))
+    if not finite:
+        return None
+    for (_, grad, problem), out, doubt in zip(branches, grads, doubts, strict=True):
+        _sum_directly(out, doubt, x, grad, problem, isa)
+    return grad_x, grads
 
 
 def backward_supports(problem: Problem) -> bool:

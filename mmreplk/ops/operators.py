@@ -275,9 +275,46 @@ def input_grad(grad: Tensor, weight: Tensor, channels: int, padding, dilation, b
     if weight.shape[0] == channels:
         return convolve(grad, weight, None, sides, dilation, soft(backend))
     # With a channel multiplier, maps are added up; 16-bit ones are to be rounded once.
-    wide = _wide(grad.dtype)
-    out = convolve(grad.to(wide), weight.to(wide), None, sides, dilation, soft(backend))
-    return out.unflatten(1, (channels, -1)).sum(2).to(grad.dtype)
+    many, wide, size = weight.shape[0] // channels, _wide(grad.dtype), None
+    for images, inputs, outputs in _parts(grad, channels, sides, dilation, weight.shape[2:]):
+        part = convolve(grad[images, outputs].to(wide), weight[outputs].to(wide), None, sides,
+                        dilation, soft(backend))
+        part = part.unflatten(1, (-1, many)).sum(2).to(grad.dtype)
+        if part.shape[:2] == (grad.shape[0], channels):
+            return part
+        if size is None:
+            size = part.shape[2:]
+            out = grad.new_empty(grad.shape[0], channels, *size).contiguous(
+                memory_format=memory_format_of(grad))
+        out[images, inputs] = part
+    return out
+
+
+# Bytes of the maps of a part of `input_grad` where these are not what it returns.
+PART = 4 << 20
+
+
+def _parts(grad: Tensor, channels: int, sides, dilation, kernel):
+    """Slices (images, input channels, output channels) of maps of no more than `PART`, at least
+    one channel; for shapes that are not known yet, and for second derivatives, all in one."""
+    many = grad.shape[1] // channels
+    pixels = grad.shape[2] * grad.shape[3] + math.prod(out_size(
+        grad.shape, (0, 0, *kernel), sides, dilation))
+    whole = slice(None), slice(None), slice(None)
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        yield whole
+        return
+    plane = max(1, pixels * many * _wide(grad.dtype).itemsize)
+    if plane * channels * grad.shape[0] <= PART:
+        yield whole
+        return
+    fit = max(1, PART // plane)
+    step = min(channels, fit)
+    images = max(1, fit // channels)
+    for n in range(0, grad.shape[0], images):
+        for c in range(0, channels, step):
+            last = min(c + step, channels)
+            yield slice(n, n + images), slice(c, last), slice(c * many, last * many)
 
 
 def soft(backend: str) -> str:

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from mmreplk.ops import native, native_guard
+from mmreplk.ops import large_kernel_dwconv2d, native, native_guard
 from mmreplk.ops.native_plan import Tiles, fft_tiles
 from mmreplk.ops.problem import Problem
 
@@ -72,3 +73,28 @@ def test_the_cells_are_those_of_all_windows(monkeypatch, size, kernel, before, d
     found = [axis.__wrapped__(*args) for axis in axes]
     monkeypatch.setattr(native_guard, '_distinct', lambda low, high, *of: range(low, high))
     assert [axis.__wrapped__(*args) for axis in axes] == found
+
+
+def stairs(levels, size=96):
+    """A map on which each pass of the guard mends one step of a stair, and leaves the next."""
+    x = torch.randn(1, 20, size, size)
+    x[0, 7] *= 10.0 ** (-4 * (torch.arange(size) * levels // size))
+    return x
+
+
+@needs_kernels
+def test_steps_without_end_are_for_the_direct_sum(monkeypatch):
+    """Few passes, then the plane once directly; ordinary maps and one step never."""
+    summed, run = [], native.direct_forward
+    monkeypatch.setattr(native, 'direct_forward',
+                        lambda *of: summed.append(of[-2].out_channels) or run(*of))
+    weight = torch.randn(20, 1, 5, 5)
+    for levels, count in ((1, 0), (2, 0), (7, 1)):
+        summed.clear()
+        x = stairs(levels)
+        out = large_kernel_dwconv2d(x, weight, padding=2, backend='fft')
+        assert summed == [1] * count
+        right = F.conv2d(x.double(), weight.double(), None, 1, 2, 1, 20)
+        seen = F.max_pool2d(F.pad(x.double().abs(), (2, ) * 4), 5, 1)
+        taps = weight.double().square().sum((1, 2, 3)).sqrt()[:, None, None]
+        assert bool(((out - right).abs() <= 2.0**-11 * seen * taps).all())

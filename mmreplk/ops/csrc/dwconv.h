@@ -31,6 +31,10 @@ struct work {
   const float *bias;      // one per output channel, or NULL
   const float *gy;        // gradient of the output (weight gradients only)
   float *y;               // output map, weight gradient or spectrum
+  // FFT's weight gradients: one per output channel, set to 1 if some of its planes have contrast in which taps
+  // may drown (fft_guard.inc.c), else to 0. FFT_FORWARD: one per output plane, 0 before, set to 1 where outputs
+  // are left that would take more passes. The caller sums such channels or planes directly.
+  float *doubt;
   const struct plan *plan_h, *plan_w;
   // Both gradients in one (FFT_BACKWARD; y is the weights' then, multiplier is 1):
   float *gx;                  // gradient of the input, 0 before

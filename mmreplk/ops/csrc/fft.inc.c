@@ -196,9 +196,10 @@ static void mark_tile(const struct fft_tile *t, vf limit, uint16_t *big, double 
 
 // Does again, in some lanes, the outputs that see nothing but inputs far below the level of the tile: the larger
 // inputs, which they do not see, are left out, which takes the error with it. What is left can have such
-// outputs in its turn.
-static void fft_again(const struct fft_tile *t, unsigned lanes) {
+// outputs in its turn. Returns lanes in which there are some after MOST_PASSES.
+static unsigned fft_again(const struct fft_tile *t, unsigned lanes) {
   const struct geometry *g = &t->k->g;
+  if (g->kernel_h * g->kernel_w < WORTH_PASSES) return lanes;
   struct window down = {t->rows.ins, t->rows.outs, t->rows.out - g->top - t->rows.in, g->kernel_h, g->dil_h};
   struct window across = {t->columns.ins, t->columns.outs, t->columns.out - g->left - t->columns.in,
                           g->kernel_w, g->dil_w};
@@ -209,12 +210,14 @@ static void fft_again(const struct fft_tile *t, unsigned lanes) {
   double all[VF], rest[VF];
   mark_tile(t, zero(), big, all, rest);
   unseen(&down, &across, big, reach, zeros);
-  for (vf limit = limit_of(all);;) {
+  int passes = 0;
+  for (vf limit = limit_of(all);; passes++) {
     mark_tile(t, limit, big, all, rest);
     unseen(&down, &across, big, reach, low);
     unsigned any = 0;
     for (int64_t o = 0; o < count; o++) any |= low[o] &= (uint16_t)(lanes & ~(unsigned)zeros[o]);
     if (!any) break;
+    if (passes == MOST_PASSES) return any;
     fft_product(t, NULL, &limit);
     for (int64_t i = 0; i < t->rows.outs; i += 2) {
       int two = i + 1 < t->rows.outs;
@@ -231,6 +234,7 @@ static void fft_again(const struct fft_tile *t, unsigned lanes) {
   for (int64_t i = 0; i < t->rows.outs; i++)
     write_lanes(&t->out, (t->rows.out + i) * g->out_w + t->columns.out, t->columns.outs,
                 zeros + i * t->columns.outs, NULL, t->bias, g->relu != 0);
+  return 0;
 }
 
 static void fft_run(const struct work *k, int64_t item, void *scratch) {
@@ -289,7 +293,11 @@ static void fft_run(const struct work *k, int64_t item, void *scratch) {
                  t->rows.out + t->rows.outs, t->columns.out, t->columns.out + t->columns.outs);
       doubt &= ~(1u << l);
     }
-  if (doubt) fft_again(t, doubt);
+  unsigned left = doubt ? fft_again(t, doubt) : 0;
+  for (int l = 0; l < t->out.lanes; l++)
+    // Tiles of a plane may say so at once.
+    if (k->doubt && (left >> l & 1))
+      __atomic_store_n((int32_t *)k->doubt + image * outputs + group * VF + l, 1, __ATOMIC_RELAXED);
 }
 
 // -- weight gradient: an item is VF channels; images and tiles are added up as spectra ---------------
@@ -298,7 +306,8 @@ static int64_t fft_grad_items(const struct work *k) { return spectrum_items(k); 
 static size_t fft_grad_scratch(const struct work *k) {
   const struct geometry *g = &k->g;
   return sizeof(float) *
-         (size_t)(row_room(g) + g->kernel_h * g->kernel_w * VF + 3 * plane_room(g) + source_room(g));
+         (size_t)(row_room(g) + g->kernel_h * g->kernel_w * VF + 3 * plane_room(g) + source_room(g) +
+                  grad_squares_room(g->points_h, g->points_w));
 }
 
 // The end of a weight gradient: from the sum of spectra to taps. w: room for all taps.
@@ -339,6 +348,8 @@ static void fft_grad_run(const struct work *k, int64_t group, void *scratch) {
   float *sums = grad + plane_room(g);
   vf *w = (vf *)(sums + plane_room(g));
   struct source *from = (struct source *)(w + taps);
+  float *squares = (float *)from + source_room(g);
+  unsigned doubt = 0;
   sources(k->plan_w, pitch, from);
   clear_points(sums, 0, f * pitch);
 
@@ -352,10 +363,14 @@ static void fft_grad_run(const struct work *k, int64_t group, void *scratch) {
       struct arc down = arc_of(rows.in - rows.out, rows.ins, n);
       struct arc across = arc_of(columns.in - columns.out, columns.ins, g->points_w);
       struct arc out_down = arc_of(0, rows.outs, n), out_across = arc_of(0, columns.outs, g->points_w);
+      struct guard guard = grad_guard(rows.ins, columns.ins, squares);
       rows_forward(k->plan_w, &in, g->width, rows.in, columns.in, &down, &across, z, plane, pitch,
-                   NULL, NULL);
+                   &guard, NULL);
+      doubt |= grad_doubt(&guard);
+      guard = grad_guard(rows.outs, columns.outs, squares);
       rows_forward(k->plan_w, &out, g->out_w, rows.out, columns.out, &out_down, &out_across, z, grad,
-                   pitch, NULL, NULL);
+                   pitch, &guard, NULL);
+      doubt |= grad_doubt(&guard);
       for (int64_t c = 0; c < f; c++) {
         float *a = plane + c * pitch * POINT, *b = grad + c * pitch * POINT, *s = sums + c * pitch * POINT;
         fft(k->plan_h, a, clear_rest(&down, a));
@@ -365,6 +380,7 @@ static void fft_grad_run(const struct work *k, int64_t group, void *scratch) {
   }
 
   grad_out(k, group, sums, w, from, z);
+  tell_doubt(k, group, doubt);
 }
 
 // -- both gradients: an item is VF channels; tiles of the input's gradient are added up in its memory --
@@ -380,7 +396,8 @@ static size_t fft_back_scratch(const struct work *k) {
   int planes = k->second ? 7 : 4;
   return sizeof(float) *
          (size_t)(row_room(g) + g->kernel_h * g->kernel_w * VF + planes * plane_room(g) + source_room(g) +
-                  squares_room(g->tile_h, g->tile_w, g, g->back_h, g->back_w));
+                  squares_room(g->tile_h, g->tile_w, g, g->back_h, g->back_w) +
+                  grad_squares_room(g->points_h, g->points_w));
 }
 
 static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
@@ -398,7 +415,9 @@ static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
   vf *w = (vf *)end, check = zero();
   for (int b = 0; b < branches; b++) spectrum_of(branch[b], group, z, plane, w, spectra[b]);
   struct source *from = (struct source *)(w + taps);
-  float *squares = (float *)from + source_room(g);
+  float *grad_squares = (float *)from + source_room(g);
+  float *squares = grad_squares + grad_squares_room(g->points_h, g->points_w);
+  unsigned doubt[2] = {0, 0}, seen_by_all = 0;
   sources(k->plan_w, pitch, from);
 
   for (int64_t image = 0; image < g->batch; image++) {
@@ -412,16 +431,24 @@ static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
       struct arc down = arc_of(rows.in - rows.out, rows.ins, n);
       struct arc across = arc_of(columns.in - columns.out, columns.ins, g->points_w);
       struct arc out_down = arc_of(0, rows.outs, n), out_across = arc_of(0, columns.outs, g->points_w);
+      struct guard level = grad_guard(rows.ins, columns.ins, grad_squares);
       rows_forward(k->plan_w, &in, g->width, rows.in, columns.in, &down, &across, z, plane, pitch,
-                   NULL, NULL);
+                   &level, NULL);
+      seen_by_all |= grad_doubt(&level);
       for (int b = 0; b < branches; b++) {
         struct view out = view_of(g, branch[b]->gy, image, group * VF, g->channels, 1, g->out_h * g->out_w);
         struct guard guard;
+        // Cells that tell of the gradient of x tell of that of the weights, too.
         if (g->back_h > 0)
           guard = guard_of(rows.outs, columns.outs, g->dil_h, g->dil_w, g->back_h, g->back_w, squares);
+        else
+          guard = grad_guard(rows.outs, columns.outs, grad_squares);
         rows_forward(k->plan_w, &out, g->out_w, rows.out, columns.out, &out_down, &out_across, z, grad[b],
-                     pitch, g->back_h > 0 ? &guard : NULL, NULL);
-        if (g->back_h > 0) levels(&guard, &low[b], &high[b]);
+                     pitch, &guard, NULL);
+        if (g->back_h > 0)
+          levels(&guard, &low[b], &high[b]);
+        else
+          doubt[b] |= grad_doubt(&guard);
       }
       for (int64_t c = 0; c < f; c++) {
         int64_t at = c * pitch * POINT, spectrum = c * n * POINT;
@@ -448,7 +475,10 @@ static void fft_back_run(const struct work *k, int64_t group, void *scratch) {
       if (doubtful(low[b], high[b], &out, g->out_w, 0, g->out_h, 0, g->out_w)) atomic_store(k->broken, 1);
     }
   }
-  for (int b = 0; b < branches; b++) grad_out(branch[b], group, sums[b], w, from, z);
+  for (int b = 0; b < branches; b++) {
+    grad_out(branch[b], group, sums[b], w, from, z);
+    tell_doubt(branch[b], group, doubt[b] | seen_by_all);
+  }
   for (int64_t l = 0; l < min64(VF, g->channels - group * VF); l++)
     if (check[l] != 0.0f) atomic_store(k->broken, 1);
 }

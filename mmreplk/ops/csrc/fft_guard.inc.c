@@ -4,7 +4,12 @@
 // least one input above that root divided by CONTRAST. Outputs that do not, which fft.inc.c computes again
 // without the inputs above it, are looked for in two steps: a tile is cut into cells, so small that every output
 // sees a whole one, and only where a cell holds too little are the inputs looked at one by one.
-enum { CONTRAST = 4096 };
+enum { CONTRAST = 4096, GRAD_CONTRAST = 4096 };
+// Passes over a tile without the larger inputs. Maps can be made of which each pass mends a little: what is left
+// after these is for the direct sum, whose time bounds that of all.
+// Of kernels with fewer taps than WORTH_PASSES, such a plane goes there at once, before a tile is looked at more
+// closely: that takes as long.
+enum { MOST_PASSES = 2, WORTH_PASSES = 400 };
 
 // One axis of a tile: of each phase of the dilation, the pixels in runs of `size`, the last of which takes what
 // is left. native_plan.py chooses the size; it knows this rule.
@@ -138,6 +143,45 @@ static unsigned doubtful(vf low, vf high, const struct view *v, int64_t width, i
     if (none >> l & 1 && any_nonzero(v->lane[l], v->step, width, row, rows, column, columns))
       doubt |= 1u << l;
   return doubt & ((1u << v->lanes) - 1);
+}
+
+// -- weight gradients ------------------------------------------------------------------------------
+
+// A tap sees nearly all of a map; where the level of a tile comes from a small part of it, the taps that do not
+// see this part, or for which the other map is 0 there, drown. So cells, smaller than those above and without
+// regard to the dilation, are compared with the whole tile, in both maps.
+static inline int64_t grad_cell(int64_t count) { return max64(1, min64(8, count / 8)); }
+// No axis has more cells than max(15, points / 8).
+static int64_t grad_squares_room(int64_t rows, int64_t columns) {
+  return max64(16, rows / 8 + 1) * max64(16, columns / 8 + 1) * VF;
+}
+static struct guard grad_guard(int64_t rows, int64_t columns, float *squares) {
+  return guard_of(rows, columns, 1, 1, grad_cell(rows), grad_cell(columns), squares);
+}
+
+// Lanes in which at least one of 16 cells that are not 0 lies far below the tile. Single ones are met by chance
+// where few pixels are not 0.
+static unsigned grad_doubt(const struct guard *s) {
+  const float contrast = (float)GRAD_CONTRAST * GRAD_CONTRAST;
+  vf sum = zero(), below = zero(), some = zero(), one = splat(1.0f);
+  int64_t down = all_cells(&s->down), across = all_cells(&s->across);
+  for (int64_t t = 0; t < down * across; t++) sum += load(s->squares + t * VF);
+  for (int64_t u = 0; u < down; u++)
+    for (int64_t v = 0; v < across; v++) {
+      int64_t tall = u + 1 < down ? s->down.size : s->down.count - u * s->down.size;
+      int64_t width = v + 1 < across ? s->across.size : s->across.count - v * s->across.size;
+      vf e = load(s->squares + (u * across + v) * VF);
+      some += select_lanes(e != 0.0f, one, zero());
+      below += select_lanes((e != 0.0f) & (e * (contrast / (float)(tall * width)) < sum), one, zero());
+    }
+  return bits_of((below > 0.0f) & (below * 16.0f >= some));
+}
+
+static void tell_doubt(const struct work *k, int64_t group, unsigned doubt) {
+  if (!k->doubt) return;
+  int64_t outputs = k->g.channels * k->g.multiplier;
+  for (int64_t l = 0; l < min64(VF, outputs - group * VF); l++)
+    k->doubt[group * VF + l] = (float)(doubt >> l & 1);
 }
 
 // -- input by input --------------------------------------------------------------------------------

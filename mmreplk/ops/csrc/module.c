@@ -9,8 +9,10 @@
 //                                         n has a prime factor above 7 or is too large
 //   same(threads, a, b) -> bool           whether two blocks of one size hold the same bits
 //   run(kernel, isa, threads, geometry, x, w, spectrum, bias, gy, y)
+//                                         FFT_WEIGHT_GRAD has doubt in the place of bias,
+//                                         FFT_FORWARD in that of gy
 //   backward(isa, threads, x, gx, branch[, branch]) -> bool
-//                                         FFT_BACKWARD; branch is (geometry, w, gy, dw), both of
+//                                         FFT_BACKWARD; branch is (geometry, w, gy, dw, doubt), both of
 //                                         the same points. False: gx is wrong, there are NaN or
 //                                         Inf, or gradients far below others of their tile
 //
@@ -227,6 +229,10 @@ static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count)
   int map = v[0] == LANES_FORWARD || v[0] == ROWS_FORWARD || v[0] == FFT_FORWARD;
   int spectrum = v[0] == FFT_SPECTRUM, transformed = v[0] == FFT_FORWARD;
   int64_t of_spectrum = spectrum || transformed ? spectrum_bytes(g, isas[v[1]]->lanes) : 0;
+  // What the kernel tells of outputs that are to be summed directly stands in a place that is free.
+  struct memory *told = v[0] == FFT_FORWARD ? &m[4] : v[0] == FFT_WEIGHT_GRAD ? &m[3] : NULL;
+  int64_t of_told = told && told->address ? floats(v[0] == FFT_FORWARD ? g->batch : 1, g->channels, g->multiplier, 1, 1) : 0;
+  if (told && !holds("the doubts", *told, of_told)) return NULL;
   if (!holds("x", m[0], spectrum ? 0 : input_bytes(g)) ||
       !holds("weight", m[1], map || spectrum ? weight_bytes(g) : 0) ||
       !holds("the spectrum", m[2], transformed ? of_spectrum : 0) ||
@@ -240,6 +246,7 @@ static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count)
   job.work.bias = (const float *)m[3].address;
   job.work.gy = (const float *)m[4].address;
   job.work.y = (float *)m[5].address;
+  job.work.doubt = told ? (float *)told->address : NULL;
   if (v[0] >= FFT_SPECTRUM) {
     job.work.plan_h = plan_of(job.work.g.points_h);
     job.work.plan_w = plan_of(job.work.g.points_w);
@@ -257,21 +264,24 @@ static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count)
 static int parse_branch(PyObject *branch, struct work *out) {
   const char *bytes;
   Py_ssize_t size;
-  PyObject *of_w, *of_gy, *of_dw;
-  struct memory w, gy, dw;
-  if (!PyArg_ParseTuple(branch, "y#OOO", &bytes, &size, &of_w, &of_gy, &of_dw) || !memory_of(of_w, &w) ||
-      !memory_of(of_gy, &gy) || !memory_of(of_dw, &dw) || !geometry_of(bytes, size, &out->g))
+  PyObject *of_w, *of_gy, *of_dw, *of_doubt;
+  struct memory w, gy, dw, doubt;
+  if (!PyArg_ParseTuple(branch, "y#OOOO", &bytes, &size, &of_w, &of_gy, &of_dw, &of_doubt) ||
+      !memory_of(of_w, &w) || !memory_of(of_gy, &gy) || !memory_of(of_dw, &dw) || !memory_of(of_doubt, &doubt) ||
+      !geometry_of(bytes, size, &out->g))
     return 0;
   if (out->g.multiplier != 1) {
     PyErr_SetString(PyExc_ValueError, "both gradients in one are for a multiplier of 1");
     return 0;
   }
   if (!holds("weight", w, weight_bytes(&out->g)) || !holds("grad", gy, output_bytes(&out->g)) ||
-      !holds("the gradient of weight", dw, weight_bytes(&out->g)))
+      !holds("the gradient of weight", dw, weight_bytes(&out->g)) ||
+      !holds("the doubts", doubt, doubt.address ? floats(out->g.channels, 1, 1, 1, 1) : 0))
     return 0;
   out->w = (const float *)w.address;
   out->gy = (const float *)gy.address;
   out->y = (float *)dw.address;
+  out->doubt = (float *)doubt.address;
   out->plan_h = plan_of(out->g.points_h);
   out->plan_w = plan_of(out->g.points_w);
   if (!out->plan_h || !out->plan_w) PyErr_NoMemory();
