@@ -48,7 +48,9 @@ def parse_args():
                         help='what to call a model in the results; once for each')
     parser.add_argument('--images', metavar='FOLDER',
                         help='folder of pictures, such as the validation images of ImageNet; '
-                        'subfolders are searched too. By default pictures are generated')
+                        'subfolders are searched too. For networks of other than three channels, '
+                        'of arrays (H, W, channels) in .npy files. By default pictures are '
+                        'generated, with as many channels as a network takes')
     parser.add_argument('--num-images', type=int, default=50, metavar='N',
                         help='how many pictures, spread over the folder (default: 50)')
     parser.add_argument('--size', type=int, default=1024, metavar='PIXELS',
@@ -69,7 +71,7 @@ def main():
         preflight.check_output(args.out, '--out')
         pictures = erf_runs.open_pictures(args.images, args.num_images, args.size)
         options = dict(pretrained=args.pretrained, cfg_options=args.cfg_options)
-        notes = erf_runs.check_models(specs, args.size, **options)
+        notes = erf_runs.check_models(specs, args.size, pictures=pictures, **options)
     for note in (*erf_runs.describe(pictures, args.num_images), *notes):
         print(note, file=sys.stderr)
     try:

@@ -55,12 +55,14 @@ class ErfModel:
 
     Attributes:
         network (nn.Module): In evaluation mode, without gradients for its parameters.
-        forward (Callable): Turns (N, 3, H, W), as the network takes them, into the feature map.
+        forward (Callable): Turns (N, channels, H, W), as the network takes them, into the feature
+            map.
         weights (str): ``random``, ``pretrained`` or the name of the file.
         mean (tuple[float, ...]): Subtracted from pixels of 0 to 255.
         std (tuple[float, ...]): What the difference is divided by.
         bgr (bool): Whether the network takes blue first.
         prefix (str): Of the network's modules, where it is a part of a model.
+        channels (int): Of its images. Defaults to 3, colours.
     """
     network: nn.Module
     forward: Callable[[torch.Tensor], torch.Tensor]
@@ -69,6 +71,7 @@ class ErfModel:
     std: tuple[float, ...]
     bgr: bool = False
     prefix: str = ''
+    channels: int = 3
 
     def __post_init__(self):
         self.network.eval()
@@ -78,7 +81,7 @@ class ErfModel:
         """Run the network up to the feature map that is looked at.
 
         Args:
-            images (Tensor): (N, 3, H, W), as :meth:`prepare` makes them.
+            images (Tensor): (N, channels, H, W), as :meth:`prepare` makes them.
 
         Returns:
             Tensor: (N, C, h, w).
@@ -108,7 +111,8 @@ class ErfModel:
         self.network.to('meta')
         try:
             with torch.no_grad():
-                self.features(torch.empty(1, 3, size, size, device='meta'))
+                self.features(torch.empty(
+                    1, self.channels, size, size, device='meta', dtype=self._dtype()))
         except StageError:
             raise
         except Exception:  # noqa: S110  # what depends on values cannot run there
@@ -118,15 +122,24 @@ class ErfModel:
         """Normalise a picture as the network was trained with.
 
         Args:
-            image (np.ndarray): (H, W, 3) RGB, uint8.
+            image (np.ndarray): (H, W, channels), of values from 0 to 255; three are RGB. Where mean
+                and std are for fewer channels, they are used in turn.
             device (str | torch.device): Where the network is.
 
         Returns:
-            Tensor: (1, 3, H, W), float32.
+            Tensor: (1, channels, H, W), in the dtype of the network's weights.
         """
-        pixels = image[..., ::-1] if self.bgr else image
-        pixels = (pixels.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None].to(device)
+        colours = image.shape[-1] == 3
+        pixels = image[..., ::-1] if self.bgr and colours else image
+        mean, std = (np.resize(np.float32(value), image.shape[-1])
+                     for value in (self.mean, self.std))
+        pixels = (pixels.astype(np.float32) - mean) / std
+        images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
+        return images.to(device, self._dtype())
+
+    def _dtype(self) -> torch.dtype:
+        return next((value.dtype for value in self.network.parameters()
+                     if value.is_floating_point()), torch.float32)
 
 
 def parse_models(arguments: Sequence[str], stages: Sequence[str] = ('-1', ),
@@ -264,10 +277,16 @@ def _open_config(spec: ModelSpec, pretrained: bool, cfg_options: dict | None) ->
         # The rest of the model would only take memory.
         backbone = model.backbone
         return ErfModel(backbone, output_number(backbone, spec.stage), weights, mean, std, bgr,
-                        'backbone.')
+                        'backbone.', _channels(backbone))
     module = named_module(model, spec.stage)
     run = forward_to(module, lambda images: model(images, mode='tensor'))
-    return ErfModel(model, run, weights, mean, std, bgr)
+    return ErfModel(model, run, weights, mean, std, bgr, channels=_channels(
+        getattr(model, 'backbone', model)))
+
+
+def _channels(network: nn.Module) -> int:
+    """Channels of a network's images: its first convolution's; colours if it has none."""
+    return next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), 3)
 
 
 def _silent_logger():

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import torch
 
-from .erf_images import FolderImages, GeneratedImages
-from .erf_models import ModelSpec, open_model
+from .erf_images import COLOURS, FolderImages, GeneratedImages
+from .erf_models import ErfModel, ModelSpec, open_model
 from .erf_plot import draw_heat_maps, draw_table
 from .erf_report import RANDOM_NOTE, format_csv, format_table, measure
 from .erf_stages import StageError
@@ -57,7 +57,8 @@ def describe(pictures: FolderImages | GeneratedImages, wanted: int) -> list[str]
 
 
 def check_models(specs: list[ModelSpec], size: int, pretrained: bool = False,
-                 cfg_options: dict | None = None) -> list[str]:
+                 cfg_options: dict | None = None,
+                 pictures: FolderImages | GeneratedImages | None = None) -> list[str]:
     """Build every network once, so that mistakes show before hours of work.
 
     Args:
@@ -65,9 +66,12 @@ def check_models(specs: list[ModelSpec], size: int, pretrained: bool = False,
         size (int): Side of the pictures.
         pretrained (bool): As of :func:`.erf_models.open_model`. Defaults to False.
         cfg_options (dict, optional): As there.
+        pictures (FolderImages | GeneratedImages, optional): What is to be measured on, to check
+            that networks take them. Defaults to None.
 
     Returns:
-        list[str]: A line if there are random weights.
+        list[str]: A line if there are random weights, and for each network that takes no colour
+        images one about the pictures for it.
 
     Raises:
         ImportError: As of :func:`.erf_models.open_model`.
@@ -83,16 +87,31 @@ def check_models(specs: list[ModelSpec], size: int, pretrained: bool = False,
         if files.count(name) > 1 or name in RESERVED:
             raise ValueError(f'--name: the files of a model would be called {name}; give another '
                              '--name.')
-    random = []
+    random, notes = [], []
     for spec in specs:
         model = open_model(spec, size, pretrained, cfg_options)
+        if pictures is not None:
+            notes += _fit(spec, model, pictures)[1]
         try:
             model.check_stage(size)
         except StageError as error:
             raise ValueError(f'MODEL {spec.source}: {error}.') from error
         if model.weights == 'random':
             random.append(spec.name)
-    return [f'Warning: {", ".join(random)}: {RANDOM_NOTE}.'] if random else []
+    return notes + ([f'Warning: {", ".join(random)}: {RANDOM_NOTE}.'] if random else [])
+
+
+def _fit(spec: ModelSpec, model: ErfModel, pictures: FolderImages | GeneratedImages
+         ) -> tuple[FolderImages | GeneratedImages, list[str]]:
+    """The pictures with as many channels as a network takes, and a line if it takes no colours."""
+    try:
+        fitting = pictures.for_channels(model.channels)
+    except ValueError as error:
+        raise ValueError(f'MODEL {spec.source}: {error}') from error
+    if model.channels == COLOURS:
+        return fitting, []
+    return fitting, [f'{spec.name} takes images of {model.channels} channel'
+                     f'{"s" * (model.channels > 1)}: it is measured on {fitting}.']
 
 
 RESERVED = ('erf', 'maps', 'table')
@@ -128,7 +147,7 @@ def run(specs: list[ModelSpec], pictures: FolderImages | GeneratedImages, out: s
     results = []
     for spec in specs:
         model = open_model(spec, pictures.size, pretrained, cfg_options)
-        results.append(measure(spec, model, pictures, device))
+        results.append(measure(spec, model, _fit(spec, model, pictures)[0], device))
         del model  # the next one may need its memory
         _write(out, f'{_file_name(spec.name)}.npy', _saver(results[-1].matrix))
     for result in results:

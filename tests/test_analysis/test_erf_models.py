@@ -212,3 +212,46 @@ def test_from_python(tmp_path):
     for draw in (draw_heat_maps, draw_table):
         draw([result] * 5, str(tmp_path / f'{draw.__name__}.png'))
     assert len(list(tmp_path.glob('*.png'))) == 2
+
+
+def test_pictures_with_as_many_channels_as_a_network_takes(tmp_path):
+    from PIL import Image
+    arrays = np.random.default_rng(0).uniform(0, 255, (3, 8, 9, 5))
+    for index, array in enumerate(arrays):
+        np.save(tmp_path / f'{index}.npy', array)
+    five = FolderImages(str(tmp_path), 2, 8).for_channels(5)
+    assert [path[-5:] for path in five.paths] == ['0.npy', '2.npy']
+    assert [image.shape for image in five] == [(8, 8, 5)] * 2
+    np.testing.assert_allclose(next(iter(five)).mean((0, 1)), arrays[0].mean((0, 1)), rtol=0.05)
+    whole, = FolderImages(str(tmp_path / '..' / tmp_path.name), 1, 8).for_channels(5)
+    assert whole.dtype == np.float32
+    with pytest.raises(ValueError, match='has 5 channels, but the network takes images of 3'):
+        FolderImages(str(tmp_path), 2, 8).for_channels(3)
+    # Beside pictures: those for colours, arrays for others.
+    Image.fromarray(arrays[0, ..., :3].astype(np.uint8)).save(tmp_path / 'a.png')
+    images = FolderImages(str(tmp_path), 9, 8)
+    assert [image.shape for image in images] == [(8, 8, 3)]
+    assert [image.shape for image in images.for_channels(3)] == [(8, 8, 3)]
+    assert len(images.for_channels(5)) == 3
+    for content in (np.zeros((3, 3)), np.zeros((2, 2, 3), dtype='U1')):
+        np.save(tmp_path / '1.npy', content)
+        with pytest.raises(ValueError, match=r'1\.npy.*cannot be read as a picture \(an array'):
+            images.for_channels(5)
+    np.save(tmp_path / '1.npy', np.array([[[{}]]], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r'1\.npy.*cannot be read as a picture'):
+        images.for_channels(5)
+    assert 'of 5 channels' in str(GeneratedImages(2, 8).for_channels(5))
+    first = generate_image(0, 64, 5)
+    assert first.shape == (64, 64, 5)
+    assert np.corrcoef(first[..., 0].ravel(), first[..., 4].ravel())[0, 1] > 0.5
+
+
+def test_means_of_fewer_channels_are_used_in_turn():
+    network = nn.Conv2d(5, 2, 1).double()
+    model = ErfModel(network, network, 'random', (1., 2., 3.), (2., ), bgr=True, channels=5)
+    image = np.arange(20, dtype=np.uint8).reshape(2, 2, 5)
+    prepared = model.prepare(image, 'cpu')
+    assert prepared.dtype == torch.float64  # the network's
+    wanted = (image.astype(float) - [1, 2, 3, 1, 2]) / 2
+    np.testing.assert_allclose(prepared[0].permute(1, 2, 0).numpy(), wanted)
+    model.check_stage(8)

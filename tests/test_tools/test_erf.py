@@ -106,6 +106,48 @@ def test_pretrained_takes_the_start_of_the_config(seg_bench):
     assert not np.allclose(np.load(bench.folder / 'b/starts.npy'), maps[0], rtol=0.1)
 
 
+@pytest.mark.parametrize('channels', [6, 1])
+def test_other_channels(seg_bench, channels):
+    """Multispectral and grey images: generated, or the user's own."""
+    bench = seg_bench
+    model = dict(bench.config['model'])
+    model['backbone'] = dict(model['backbone'], in_channels=channels)
+    bench.write('other.py', model=model)
+    common = ('other.py', '--num-images', 2, '--size', 64, '--device', 'cpu')
+    run = bench.done('erf.py', 'tiny.py', *common, '--out', 'generated')
+    line, = (line for line in run.text.splitlines() if 'other takes images' in line)
+    assert f'of {channels} channel' in line
+    assert 'measured on 2 generated pictures' in line
+    assert bench.files('generated', '*.npy') == {'other.npy', 'tiny.npy'}
+
+    rng = np.random.default_rng(0)
+    arrays = rng.uniform(0, 255, (2, 64, 64, channels)).astype(np.float32)
+    (bench.folder / 'arrays').mkdir()
+    for index, array in enumerate(arrays):
+        np.save(bench.folder / f'arrays/{index}.npy', array)
+    torch.manual_seed(7)
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        cfg = Config.fromfile(str(bench.folder / 'other.py'))
+        network, _ = load_model(cfg, None)
+    torch.save(dict(state_dict=network.state_dict()), bench.folder / 'other.pth')
+    bench.done('erf.py', 'other.py', 'other.pth', *common[1:], '--images', 'arrays', '--out', 'own')
+    images = torch.from_numpy((arrays - 90) / 70).permute(0, 3, 1, 2)
+    network.eval()
+    expected = effective_receptive_field(lambda image: network.backbone(image)[-1],
+                                         [image[None] for image in images])
+    np.testing.assert_allclose(np.load(bench.folder / 'own/other.npy'), expected, rtol=1e-3,
+                               atol=1e-5 * expected.max())
+    if channels == 1:  # colours make grey
+        run = bench.done('erf.py', *common, '--images', 'data', '--out', 'grey')
+        assert 'measured on 2 of the' in run.text
+        return
+    folder = next((bench.folder / 'data').rglob('img*'))
+    message = bench.refused('erf.py', *common, '--images', folder, '--out', 'no')
+    assert "has 3 channels, but the network takes images of 6" in message
+    assert '(H, W, 6) in files of NumPy (.npy), or leave --images out' in message
+    assert not (bench.folder / 'no').exists()
+
+
 def test_bad_arguments(seg_bench):
     bench = seg_bench
     bench.checkpoint()
