@@ -11,7 +11,7 @@ from importlib import import_module
 from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.model import PretrainedInit
 
-CODEBASES = ('mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmreplk', 'mmseg')
+CODEBASES = ('mmdet', 'mmpretrain', 'mmseg')
 
 
 def resolve_type(kind, registry: str, scope: str | None = None):
@@ -37,6 +37,22 @@ def resolve_type(kind, registry: str, scope: str | None = None):
         if found is not None:
             return found
     return None
+
+
+def scope_of(model: dict) -> str | None:
+    """The codebase of a model that a config names as a class, for configs without default_scope.
+
+    Args:
+        model (dict): The model's config.
+
+    Returns:
+        str | None: Such as ``'mmseg'``; None where the ``type`` is a bare name, or of no codebase.
+    """
+    kind = model.get('type')
+    if isinstance(kind, str) and '.' not in kind:
+        return None
+    package = getattr(class_of(model, 'MODELS'), '__module__', '').partition('.')[0]
+    return package if package in CODEBASES else None
 
 
 def class_of(node, registry: str, scope: str | None = None):
@@ -114,7 +130,8 @@ def changes_labels(pipeline, scope: str | None = None) -> bool:
         return False
     if 'type' in pipeline:
         found = class_of(pipeline, 'TRANSFORMS', scope)
-        if getattr(found, '__module__', '').partition('.')[0] not in CODEBASES:
+        if getattr(found, '__module__', '').partition('.')[0] not in (
+                'mmcv', 'mmengine', 'mmreplk', *CODEBASES):
             return True
     return any(changes_labels(value, scope) for value in pipeline.values())
 

@@ -10,6 +10,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..config_types import scope_of
 from .launch import PROCESS_ENV, has_gpu, local_rank
 
 OTHERS_WAIT = 20  # seconds
@@ -96,6 +97,8 @@ def read_config(path: str, options: dict | None = None) -> Config:
                          f'those of {path}.') from error
     if cfg.get('model') is None:
         raise ValueError(f'CONFIG {path}: has no model.')
+    if cfg.get('default_scope') is None and (scope := scope_of(cfg.model)):
+        cfg.default_scope = scope
     return cfg
 
 
