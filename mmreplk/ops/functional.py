@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import cpu, dispatch
 from .arguments import LONGEST, WIDEST, check_memory, plain_dilation
-from .operators import HANGING_WIDTH, conv2d, dwconv2d, dwconv2d_pair, forward
+from .operators import HANGING_WIDTH, conv2d, dwconv2d, dwconv2d_pair, forward, is_dilated
 from .problem import Problem, memory_format_of
 
 # Below this product of input points and taps, PyTorch's convolution takes about as long as its own
@@ -81,7 +81,7 @@ def large_kernel_dwconv2d(x: Tensor,
     if backend == 'auto':
         # A shortcut for problems of a few microseconds; every check below would be felt.
         if (x.dim() == 4 and weight.dim() == 4 and x.device.type == 'cpu'
-                and _is_tiny(x, weight.shape[2:]) and not torch.compiler.is_compiling()):
+                and _is_tiny(x, weight.shape[2:], dilation) and not torch.compiler.is_compiling()):
             return _pytorch(x, weight, bias, stride, padding, dilation, relu)
     elif backend not in dispatch.BACKENDS:
         raise ValueError(f'backend must be one of {", ".join(dispatch.BACKENDS)}, not {backend!r}')
@@ -222,7 +222,7 @@ def explain(x: Tensor,
         return dispatch.Choice('torch', 'nothing to compute, or not a strided real tensor', {})
     choice = dispatch.choose(problem, backend)
     choice = choice._replace(candidates=dict(choice.candidates))  # the caller's own
-    if backend == 'auto' and problem.device == 'cpu' and _is_tiny(x, problem.kernel):
+    if backend == 'auto' and problem.device == 'cpu' and _is_tiny(x, problem.kernel, dilation):
         return choice._replace(backend='torch', reason='so small that any choice costs more')
     return choice
 
@@ -329,9 +329,13 @@ def _sides(padding, kernel, dilation: tuple[int, int]) -> tuple[int, ...] | None
     return None if pair is None else (pair[0], pair[0], pair[1], pair[1])
 
 
-def _is_tiny(x, kernel) -> bool:
-    """Whether to go to PyTorch at once; not where autocast would make it hang, see `conv2d`."""
-    return x.numel() * kernel[0] * kernel[1] < TINY and kernel[1] < HANGING_WIDTH
+def _is_tiny(x, kernel, dilation) -> bool:
+    """Whether to go to PyTorch at once; not where it would hang or err in autocast's 16 bits.
+
+    See `conv2d`, which must get what autocast makes of the arguments.
+    """
+    return (x.numel() * kernel[0] * kernel[1] < TINY and kernel[1] < HANGING_WIDTH
+            and not (is_dilated(dilation) and torch._C._is_any_autocast_enabled()))
 
 
 def _pytorch(x, weight, bias, stride, padding, dilation, relu=False) -> Tensor:
