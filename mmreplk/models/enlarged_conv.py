@@ -166,22 +166,7 @@ class EnlargedConv(ReparamLargeKernelConv):
         """Map ``(N, C, H, W)`` as the old convolution and its norm did."""
         if self.pad is not None:
             x = self.pad(x)
-        if self.deploy or self.small_kernel is None or self._is_centred():
-            return super().forward(x)
-        return self.lkb_origin(x) + self.small_conv(x)
-
-    def _is_centred(self) -> bool:
-        """Whether both branches keep the size of the map, as those of RepLKNet do."""
-        conv = self.lkb_origin.conv
-        return (self.kernel_size % 2 == 1 and conv.stride == (1, 1) and conv.bias is None
-                and conv.padding_mode == 'zeros' and conv.in_channels == conv.out_channels
-                and conv.padding in ('same', (self.kernel_size // 2, ) * 2))
-
-    def _merged_conv(self, channels: int) -> nn.Conv2d:
-        conv = self.lkb_origin.conv
-        return LargeKernelDWConv2d(
-            channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
-            conv.dilation, conv.groups, padding_mode=conv.padding_mode, backend=conv.backend)
+        return super().forward(x)
 
 
 def _padding_of(conv: nn.Conv2d) -> str | tuple[int, ...]:

@@ -18,9 +18,16 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .blocks import ConvFFN, RepLKBlock
-from .layers import check_foldable, norm_affine, rounded
-from .pointwise import ACTIVATIONS, PointwiseConv2d
+from .blocks import ConvFFN, RepLKBlock, RepLKNetStage
+from .layers import (
+    FusedSequential,
+    check_conv,
+    check_foldable,
+    check_norm,
+    norm_affine,
+    rounded,
+)
+from .plain import check_forward, set_values, unchanged_on_failure, value_of
 from .reparam import merge_kernels
 
 _VARIANCE = '.running_var'
@@ -107,46 +114,86 @@ def fold_norms(state: dict[str, torch.Tensor], eps: float | Callable[[str], floa
 def deploy_network(model: nn.Module) -> None:
     """Merge the kernels of a RepLKNet and fold its norms, in place.
 
-    Beside that, the ReLU behind each large kernel becomes part of the operator, and the others work
-    in place.
+    What its layers compute decides: also the weights that pruning, weight norm or a parametrization
+    computes, which become plain ones.
 
     Args:
         model (RepLKNet): The network. A second time nothing is left to do.
 
     Raises:
-        TypeError: If a norm keeps no running statistics (:func:`.layers.check_foldable`). Nothing
-            is changed then.
-        ValueError: If a folded number is beyond the range of its dtype.
+        TypeError: If a norm keeps no running statistics (:func:`.layers.check_foldable`), or a
+            layer that is to be merged was replaced by one that computes something else, or has
+            forward hooks. Whatever is raised, nothing is changed then.
+        ValueError: If a folded number is beyond the range of its dtype, or the attributes of a
+            layer forbid the merge.
     """
-    for name, norm in norms_of(model).items():
-        check_foldable(norm, name)
-    merge_kernels(model)
     norms = norms_of(model)
-    state = model.state_dict()
-    fold_norms(state, lambda name: norms[name].eps)
     for name, norm in norms.items():
-        parent_name, _, kind = name.rpartition('.')
-        parent = model.get_submodule(parent_name)
+        check_foldable(norm, name)
+    owners = {}  # by the name of a convolution, the convolution
+    for name, norm in norms.items():
+        parent, _, kind = name.rpartition('.')
+        if parent.endswith(('lkb_origin', 'small_conv')):
+            continue
+        check_norm(norm, name)
         if kind == _ALONE:
-            with torch.device(norm.running_var.device):
-                parent.norm = _alike(ChannelAffine(norm.num_features), norm.running_var, norm)
-        elif kind == _BEHIND:
-            del parent.bn
-            _add_bias(parent.conv)
+            stage = model.get_submodule(parent)
+            if stage is not model and type(stage).forward is not RepLKNetStage.forward:
+                raise TypeError(f'cannot merge {name}: it is not the norm of an output. Call the '
+                                f'norm of a layer of your own other than {_ALONE}')
         else:
-            setattr(parent, kind, nn.Identity())
-    model.load_state_dict(state)
-    for module in model.modules():
-        if isinstance(module, RepLKBlock) and type(module.lk_nonlinear) is nn.ReLU:
-            module.large_kernel.lkb_reparam.activation = 'relu'
-            module.lk_nonlinear = nn.Identity()
-        elif isinstance(module, ConvFFN):
-            module.nonlinear = _into(module.pw1.conv, module.nonlinear)
-        elif isinstance(module, nn.Sequential) and hasattr(module, 'nonlinear'):
-            module.nonlinear = _into(module.conv, module.nonlinear)
-    for module in model.modules():
-        if type(module) is nn.ReLU:  # behind a convolution, which does not need its result again
-            module.inplace = True
+            owner = f'{parent}.{"pw1." * (kind in _BEFORE)}conv'
+            owners[owner] = _owner_of(model, name, owner)
+    with unchanged_on_failure(model):
+        merge_kernels(model)
+        norms = norms_of(model)
+        state = {f'{name}.{key}': value for part, keys in (
+            (norms, ('weight', 'bias', 'running_mean', 'running_var')),
+            (owners, ('weight', 'bias'))) for name, module in part.items() for key in keys
+            if (value := value_of(module, key)) is not None}
+        fold_norms(state, lambda name: norms[name].eps)
+        for name, conv in owners.items():
+            set_values(conv, weight=state[f'{name}.weight'], bias=state[f'{name}.bias'])
+        for name, norm in norms.items():
+            parent_name, _, kind = name.rpartition('.')
+            parent = model.get_submodule(parent_name)
+            if kind == _ALONE:
+                parent.norm = _affine_of(norm, state[f'{name}.weight'], state[f'{name}.bias'])
+            elif kind == _BEHIND:
+                del parent.bn
+            else:
+                setattr(parent, kind, nn.Identity())
+        for module in model.modules():
+            if type(module) is nn.Sequential and hasattr(module, 'conv'):
+                if type(getattr(module, 'bn', None)) is nn.Identity:  # where another tool fused it
+                    del module.bn
+                if hasattr(module, 'nonlinear'):
+                    module.__class__ = FusedSequential
+
+
+def _owner_of(model: nn.Module, norm: str, owner: str) -> nn.Conv2d:
+    """The convolution that a norm is folded into, if it can be."""
+    parent, _, kind = norm.rpartition('.')
+    layers, name = model.get_submodule(parent), owner.rpartition('.')[0]
+    if kind in _BEFORE:
+        check_forward(layers, (RepLKBlock.forward, ConvFFN.forward), parent)
+        layers = layers.pw1
+        if layers._forward_pre_hooks:
+            raise TypeError(f'cannot merge {norm}: {name} has forward pre-hooks, which may change '
+                            'what it gets. Remove them, and register them anew afterwards')
+    check_forward(layers, (nn.Sequential.forward, FusedSequential.forward), name)
+    names = list(layers._modules)
+    if names[:1] != ['conv'] or names[1:2] != ['bn'] and (kind == _BEHIND or 'bn' in names):
+        raise TypeError(f'cannot merge {norm}: {name} holds {", ".join(names)}, not conv and bn in '
+                        'this order. Merge the network before you add layers')
+    conv = layers.conv
+    check_conv(conv, owner)
+    if kind in _BEFORE and not (
+            value_of(conv, 'weight').shape[2:] == (1, 1) and conv.groups == 1
+            and conv.padding in ('valid', 'same', (0, 0))):
+        raise ValueError(f'cannot merge {norm}: {owner} has to be a dense 1x1 convolution without '
+                         f'padding, and is {conv}')
+    return conv
 
 
 def norms_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -156,22 +203,10 @@ def norms_of(model: nn.Module) -> dict[str, nn.Module]:
             and not isinstance(module, (nn.Identity, ChannelAffine))}
 
 
-def _into(conv: nn.Conv2d, activation: nn.Module) -> nn.Module:
-    """Make an activation a part of the convolution before it; what is left of the activation."""
-    for name, kind in ACTIVATIONS.items() if isinstance(conv, PointwiseConv2d) else ():
-        if type(activation) is kind and getattr(activation, 'approximate', 'none') == 'none':
-            conv.activation = name
-            return nn.Identity()
-    return activation
-
-
-def _add_bias(conv: nn.Conv2d) -> None:
-    if conv.bias is None:
-        conv.bias = nn.Parameter(torch.zeros_like(conv.weight[:, 0, 0, 0]),
-                                 requires_grad=conv.weight.requires_grad)
-
-
-def _alike(module: nn.Module, tensor: torch.Tensor, norm: nn.Module) -> nn.Module:
-    """The module with the device and dtype of a tensor, and trained where the norm was."""
-    trained = norm.weight is None or norm.weight.requires_grad
-    return module.to(tensor).requires_grad_(trained).train(norm.training)
+def _affine_of(norm: nn.Module, weight: torch.Tensor, bias: torch.Tensor) -> ChannelAffine:
+    """What is left of a norm, trained where the norm was."""
+    affine = ChannelAffine(0)
+    trained = all(parameter.requires_grad for parameter in norm.parameters())
+    affine.weight, affine.bias = (nn.Parameter(value, requires_grad=trained)
+                                  for value in (weight, bias))
+    return affine.train(norm.training)

@@ -3,10 +3,13 @@
 from collections import OrderedDict
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import nn
 
-from .pointwise import PointwiseConv2d
+from ..ops import LargeKernelDWConv2d
+from .plain import check_computes, is_plain, value_of
+from .pointwise import ACTIVATIONS, PointwiseConv2d
 
 
 def conv_bn(in_channels: int,
@@ -54,6 +57,25 @@ def conv_bn(in_channels: int,
     return nn.Sequential(layers)
 
 
+class FusedSequential(nn.Sequential):
+    """``nn.Sequential`` of ``conv`` and ``nonlinear``: what deployment makes of one with a norm.
+
+    The activation is done where the convolution is, if both are as built and have no hooks. Else
+    the layers are called as those of every ``nn.Sequential``: so whoever replaces a layer or
+    listens to it finds an ordinary network.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map ``(N, in_channels, H, W)`` by all layers."""
+        if list(self._modules) == ['conv', 'nonlinear'] and isinstance(input, torch.Tensor):
+            conv, activation = self.conv, self.nonlinear
+            if is_plain(conv, PointwiseConv2d) and is_plain(activation, *ACTIVATIONS.values()):
+                return conv.forward(input, activation=activation)
+            if is_plain(conv, nn.Conv2d) and is_plain(activation, nn.ReLU):
+                return F.relu_(conv(input))  # a convolution does not need its result again
+        return super().forward(input)
+
+
 def norm_layer(norm_cfg: dict | None, num_features: int) -> nn.Module:
     """The norm layer that ``norm_cfg`` describes; None stands for BN."""
     return build_norm_layer(norm_cfg or dict(type='BN'), num_features)[1]
@@ -78,13 +100,51 @@ def fuse_conv_bn(conv: nn.Conv2d, bn: nn.Module) -> tuple[torch.Tensor, torch.Te
         TypeError: If ``bn`` keeps no running statistics (GN, LN, or a BN built without them): then
             its effect depends on the input and no convolution equals it.
     """
+    weight, bias = value_of(conv, 'weight').double(), value_of(conv, 'bias')
     if isinstance(bn, nn.Identity):
-        bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
-        return conv.weight.double(), bias.double()
+        return weight, weight.new_zeros(conv.out_channels) if bias is None else bias.double()
     check_foldable(bn)
-    scale, shift = norm_affine(bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
-    bias = shift if conv.bias is None else conv.bias.double() * scale + shift
-    return conv.weight.double() * scale.reshape(-1, 1, 1, 1), bias
+    scale, shift = norm_affine(
+        *(value_of(bn, name) for name in ('running_mean', 'running_var', 'weight', 'bias')), bn.eps)
+    bias = shift if bias is None else bias.double() * scale + shift
+    return weight * scale.reshape(-1, 1, 1, 1), bias
+
+
+def check_conv(conv: nn.Module, name: str) -> None:
+    """Check that a layer is a convolution that computes by its weight, bias and attributes alone.
+
+    Args:
+        conv (nn.Module): The layer.
+        name (str): What the message calls it.
+
+    Raises:
+        TypeError: If it is another layer, has a forward of its own, or forward hooks.
+        ValueError: If it has an activation, behind which a norm does not fold.
+    """
+    check_computes(conv, (nn.Conv2d.forward, PointwiseConv2d.forward, LargeKernelDWConv2d.forward),
+                   name)
+    if type(conv)._conv_forward is not nn.Conv2d._conv_forward:
+        raise TypeError(f'cannot merge {name}: {type(conv).__name__} convolves in its own way')
+    if getattr(conv, 'activation', None) is not None:
+        raise ValueError(f'cannot merge {name}: it has activation={conv.activation!r}, behind '
+                         'which a norm does not fold. Set its activation to None')
+
+
+def check_norm(norm: nn.Module, name: str) -> None:
+    """Check that a norm computes what its statistics, weight and bias say.
+
+    Args:
+        norm (nn.Module): A norm with running statistics.
+        name (str): What the message calls it.
+
+    Raises:
+        TypeError: If it has a forward of its own, as those with an activation have; or forward
+            hooks.
+    """
+    forward = type(norm).forward
+    known = getattr(forward, '__module__', '').partition('.')[0] in (
+        'torch', 'torchvision', 'mmcv', 'mmengine')
+    check_computes(norm, (forward, ) if known else (), name)
 
 
 def check_foldable(norm: nn.Module, name: str | None = None) -> None:

@@ -13,6 +13,14 @@ from ..ops.symbolic import is_symbolic
 ACTIVATIONS = dict(relu=nn.ReLU, gelu=nn.GELU)
 
 
+def name_of(activation: nn.Module | None) -> str | None:
+    """What :data:`ACTIVATIONS` calls a layer; None for others, as GELU by tanh."""
+    for name, kind in ACTIVATIONS.items():
+        if type(activation) is kind and getattr(activation, 'approximate', 'none') == 'none':
+            return name
+    return None
+
+
 class PointwiseConv2d(nn.Conv2d):
     """``nn.Conv2d`` with a 1x1 kernel that computes a matrix product where that is faster.
 
@@ -48,38 +56,54 @@ class PointwiseConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1, bias=bias)
         self.activation = activation
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None,
+                activation: nn.Module | None = None) -> Tensor:
         """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``.
 
         Args:
             x (Tensor): The map.
             residual (Tensor, optional): Added to the result, behind the activation. Shaped like it.
                 Defaults to None.
+            activation (nn.Module, optional): The layer behind the convolution and its own
+                activation, done with it where that is known how. Defaults to None.
 
         Returns:
             Tensor: In the memory format of x.
         """
-        if _fuses(x, self.weight, self.bias, residual):
-            return self._fused(x, residual)
+        if _fuses(x, self.weight, self.bias, residual) and self._is_dense():
+            own = self.activation
+            if own is None:
+                own = name_of(activation)
+                activation = None if own else activation
+            return self._fused(x, residual, own, activation)
         out = super().forward(x)
         if self.activation is not None:
             out = F.relu(out) if self.activation == 'relu' else F.gelu(out)
+        out = out if activation is None else activation(out)
         return out if residual is None else residual + out
 
-    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _fused(self, x: Tensor, residual: Tensor | None, own: str | None,
+               behind: nn.Module | None) -> Tensor:
         rows, weight = pixels(x), self.weight[:, :, 0, 0]
         linear = torch.ops.mkldnn._linear_pointwise
-        if residual is not None and self.activation is None:
+        if residual is not None and own is None and behind is None:
             out = linear.binary(rows, pixels(residual), weight, self.bias, 'add')
             residual = None
         else:
             # Not 'relu': oneDNN's makes 0 of NaN.
-            gelu = self.activation == 'gelu'
-            out = linear(rows, weight, self.bias, 'gelu' if gelu else 'none', [], 'none')
-            if self.activation == 'relu':
+            out = linear(rows, weight, self.bias, 'gelu' if own == 'gelu' else 'none', [], 'none')
+            if own == 'relu':
                 out.relu_()
         out = out.view(*x.permute(0, 2, 3, 1).shape[:3], -1).permute(0, 3, 1, 2)
+        out = out if behind is None else behind(out)
         return out if residual is None else residual + out
+
+    def _is_dense(self) -> bool:
+        """Whether it still is a dense 1x1 convolution: attributes may be set from outside."""
+        return (self.weight.shape[2:] == (1, 1) and self.groups == 1
+                and tuple(self.stride) == (1, 1) and tuple(self.padding) == (0, 0)
+                and not (self.padding_mode != 'zeros'
+                         and any(self._reversed_padding_repeated_twice)))
 
     def extra_repr(self) -> str:
         """``nn.Conv2d``'s, and the activation."""

@@ -1,12 +1,13 @@
 """The large kernel with its parallel small kernel, and their exact merge (paper, section 3.1)."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from ..ops import LargeKernelDWConv2d, large_kernel_dwconv2d_pair
-from ..ops.symbolic import is_symbolic, refuse_script
-from .layers import conv_bn, fuse_conv_bn, rounded
+from ..ops import LargeKernelDWConv2d, large_kernel_dwconv2d, large_kernel_dwconv2d_pair
+from ..ops.symbolic import refuse_script
+from .branch import Branch
+from .layers import conv_bn, rounded
+from .plain import is_plain, unchanged_on_failure
 
 
 class ReparamLargeKernelConv(nn.Module):
@@ -52,14 +53,26 @@ class ReparamLargeKernelConv(nn.Module):
             return self.lkb_reparam(x)
         if self.small_kernel is None:
             return self.lkb_origin(x)
-        large, small = self.lkb_origin.conv, self.small_conv.conv
-        if is_symbolic(x) or not (_is_plain(large) and _is_plain(small)):
+        if not (isinstance(x, torch.Tensor) and _go_as_pair(self.lkb_origin, self.small_conv)):
             return self.lkb_origin(x) + self.small_conv(x)
+        large, small = self.lkb_origin.conv, self.small_conv.conv
         out, small_out = large_kernel_dwconv2d_pair(
             x, large.weight, small.weight, backend=large.backend)
         return self.lkb_origin.bn(out) + self.small_conv.bn(small_out)
 
     __prepare_scriptable__ = refuse_script
+
+    def with_relu(self, x: torch.Tensor, relu: nn.Module) -> torch.Tensor:
+        """``relu(self(x))``; the operator does both where nobody would notice (deployed)."""
+        conv = self.lkb_reparam if self.deploy else None
+        if not (type(relu) is nn.ReLU and isinstance(x, torch.Tensor) and x.dim() == 4
+                and conv is not None and is_plain(self, ReparamLargeKernelConv)
+                and is_plain(relu, nn.ReLU) and is_plain(conv, LargeKernelDWConv2d)
+                and conv.groups == conv.in_channels and conv.padding_mode == 'zeros'
+                and conv.activation is None):
+            return relu(self(x))
+        return large_kernel_dwconv2d(x, conv.weight, conv.bias, conv.stride, conv.padding,
+                                     conv.dilation, activation='relu', backend=conv.backend)
 
     @property
     def deploy(self) -> bool:
@@ -72,53 +85,51 @@ class ReparamLargeKernelConv(nn.Module):
 
         The merge is computed in float64 and rounded once. Merging twice does nothing.
 
+        What the branches compute decides: their biases, strides, paddings and dilations count, and
+        weights that pruning, weight norm or a parametrization computes.
+
         Raises:
-            TypeError: If a norm keeps no running statistics; nothing is changed then.
+            TypeError: If a norm keeps no running statistics, or a branch has a forward of its own
+                or forward hooks; nothing is changed then.
             ValueError: If a number of the merged convolution is not finite or beyond the range of
-                the weight's dtype; nothing is changed then.
+                the weight's dtype, or the small kernel does not lie on taps of the large one;
+                nothing is changed then.
         """
-        if not self.deploy:
-            self._replace_branches(*self.merged())
+        merge_kernels(self)
 
     @torch.no_grad()
-    def merged(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias of the merged convolution; the branches stay.
+    def merged(self, name: str = '') -> LargeKernelDWConv2d:
+        """The merged convolution; the branches stay.
+
+        Args:
+            name (str): What messages put before the names of the branches. Defaults to ''.
 
         Returns:
-            tuple[Tensor, Tensor]: Weight ``(C, 1, K, K)`` and bias ``(C, )``, in the dtype of the
+            LargeKernelDWConv2d: Weight ``(C, 1, K, K)`` and bias ``(C, )``, in the dtype of the
             large kernel's weight.
 
         Raises:
             TypeError: As :meth:`merge_kernel`.
             ValueError: As :meth:`merge_kernel`.
         """
-        origin = self.lkb_origin.conv
-        weight, bias = fuse_conv_bn(origin, self.lkb_origin.bn)
+        large = Branch(self.lkb_origin, f'{name}lkb_origin')
+        weight, bias = large.fused()
         if self.small_kernel is not None:
-            small_weight, small_bias = fuse_conv_bn(self.small_conv.conv, self.small_conv.bn)
-            # Both kernels are centred on the same pixel, so the small one lands in the middle.
-            border = (self.kernel_size - self.small_kernel) // 2
-            weight = weight + F.pad(small_weight, [border] * 4)
+            small = Branch(self.small_conv, f'{name}small_conv')
+            rows, columns = large.taps_of(small)
+            small_weight, small_bias = small.fused()
+            weight[:, :, rows[:, None], columns] += small_weight
             bias = bias + small_bias
-        return tuple(rounded(value, origin.weight.dtype, f'the {name} of a large kernel')
-                     for value, name in ((weight, 'weight'), (bias, 'bias')))
+        dtype = large.weight.dtype
+        weight, bias = (rounded(value, dtype, f'the {name} of a large kernel')
+                        for value, name in ((weight, 'weight'), (bias, 'bias')))
+        return large.alike(weight, bias).train(self.training)
 
-    def _replace_branches(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        origin = self.lkb_origin.conv
-        with torch.device(origin.weight.device):
-            merged = self._merged_conv(origin.in_channels).to(origin.weight)
-        merged.weight.copy_(weight)
-        merged.bias.copy_(bias)
-        merged.requires_grad_(origin.weight.requires_grad)
-        merged.train(self.training)
+    def _replace_branches(self, merged: LargeKernelDWConv2d) -> None:
         del self.lkb_origin
         if self.small_kernel is not None:
             del self.small_conv
         self.lkb_reparam = merged
-
-    def _merged_conv(self, channels: int) -> nn.Conv2d:
-        return LargeKernelDWConv2d(
-            channels, channels, self.kernel_size, padding=self.kernel_size // 2, groups=channels)
 
 
 def merge_kernels(model: nn.Module) -> int:
@@ -131,21 +142,29 @@ def merge_kernels(model: nn.Module) -> int:
         int: How many were merged; those that are merged already do not count.
 
     Raises:
-        TypeError: If a norm keeps no running statistics. Nothing is changed then.
-        ValueError: If a number of a merged convolution is not finite or beyond the range of its
-            dtype. Nothing is changed then.
+        TypeError: As :meth:`ReparamLargeKernelConv.merge_kernel`. Whatever is raised, nothing is
+            changed then.
+        ValueError: As :meth:`ReparamLargeKernelConv.merge_kernel`.
     """
-    kernels = [module for module in model.modules()
-               if isinstance(module, ReparamLargeKernelConv) and not module.deploy]
-    merged = [kernel.merged() for kernel in kernels]
-    with torch.no_grad():
-        for kernel, (weight, bias) in zip(kernels, merged, strict=True):
-            kernel._replace_branches(weight, bias)
+    kernels = {name: module for name, module in model.named_modules()
+               if isinstance(module, ReparamLargeKernelConv) and not module.deploy}
+    merged = [kernel.merged(f'{name}.' if name else '') for name, kernel in kernels.items()]
+    with unchanged_on_failure(model):
+        for kernel, conv in zip(kernels.values(), merged, strict=True):
+            kernel._replace_branches(conv)
     return len(kernels)
 
 
-def _is_plain(conv: nn.Module) -> bool:
-    """Whether nobody minds that the layer itself is not called: it is as built, without hooks."""
-    return type(conv) is LargeKernelDWConv2d and not (
-        conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks
-        or conv._backward_pre_hooks)
+def _go_as_pair(large: nn.Module, small: nn.Module) -> bool:
+    """Whether two branches are as built, without hooks: then nobody minds that they run as one."""
+    if not all(is_plain(branch, nn.Sequential) and list(branch._modules) == ['conv', 'bn']
+               and is_plain(branch.conv, LargeKernelDWConv2d) for branch in (large, small)):
+        return False
+    large, small = large.conv, small.conv
+    return large.backend == small.backend and all(
+        conv.bias is None and conv.activation is None and conv.padding_mode == 'zeros'
+        and conv.groups == conv.in_channels == conv.out_channels
+        and tuple(conv.stride) == tuple(conv.dilation) == (1, 1)
+        and all(k % 2 for k in conv.weight.shape[2:])
+        and (conv.padding == 'same' or tuple(conv.padding) == tuple(
+            k // 2 for k in conv.weight.shape[2:])) for conv in (large, small))

@@ -1,6 +1,7 @@
 """The deployed network: no norm is left, and it computes what the trained one computes."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from mmreplk import RepLKNet
-from mmreplk.models import fold
+from mmreplk.models import fold, reparam
 from mmreplk.models.reparam import merge_kernels
+from mmreplk.ops import large_kernel_dwconv2d
 
 OPTIONS = dict(final_norm=True, norm_intermediate_features=True)
 
@@ -82,11 +84,18 @@ def test_what_the_weights_are_called(tiny_arch):
 
 
 def test_relu_is_part_of_the_operator(tiny_arch):
-    model = RepLKNet(tiny_arch)
-    kernels = [deployed(model).stages[0].blocks[0].large_kernel.lkb_reparam,
-               deployed(RepLKNet(tiny_arch, act_cfg=dict(type='GELU'))
-                        ).stages[0].blocks[0].large_kernel.lkb_reparam]
-    assert [kernel.activation for kernel in kernels] == ['relu', None]
+    """Called with it, that is; it stands in the network as what it is."""
+    blocks = [deployed(model).stages[0].blocks[0]
+              for model in (RepLKNet(tiny_arch), RepLKNet(tiny_arch, act_cfg=dict(type='GELU')))]
+    x = torch.randn(1, blocks[0].pw1.conv.in_channels, 8, 8)
+    with mock.patch.object(reparam, 'large_kernel_dwconv2d',
+                           side_effect=large_kernel_dwconv2d) as operator:
+        assert blocks[0](x).shape == x.shape
+        assert [call.kwargs['activation'] for call in operator.call_args_list] == ['relu']
+        blocks[1](x)
+        assert operator.call_count == 1
+    assert [type(block.lk_nonlinear) for block in blocks] == [nn.ReLU, nn.GELU]
+    assert [block.large_kernel.lkb_reparam.activation for block in blocks] == [None, None]
 
 
 def test_deployed_networks_load_either_layout(tiny_arch, randomize_norms):

@@ -50,6 +50,10 @@ def with_plain_convolutions(model: nn.Module) -> nn.Module:
                 elif child.activation == 'gelu':
                     conv = nn.Sequential(conv, nn.GELU())
                 setattr(module, name, conv)
+        # Behind a merged kernel, where our operator does it on the way; others are in place by now.
+        if getattr(getattr(module, 'large_kernel', None), 'deploy', False) and (
+                isinstance(module.lk_nonlinear, nn.ReLU)):
+            module.lk_nonlinear.inplace = True
     return model
 
 
