@@ -35,17 +35,19 @@ def resolve(path: str) -> str:
         str: The path of the file.
 
     Raises:
-        FileNotFoundError: If mmreplk has no such config. The message lists those it has.
+        FileNotFoundError: If mmreplk has no such config, a path that leads elsewhere among them.
+            The message lists those it has.
     """
     if not path.startswith(PREFIX):
         return path
     root = config_root()
     name = path[len(PREFIX):]
-    file = root / (name if name.endswith('.py') else f'{name}.py')
-    if not file.is_file():
+    file = name if name.endswith('.py') else f'{name}.py'
+    # Looked up among the names, so that no '..', root, drive or NUL of it ever becomes a path.
+    if file not in {entry.relative_to(root).as_posix() for entry in root.rglob('*.py')}:
         known = ', '.join(sorted(entry.name for entry in root.glob('*.py')))
         raise FileNotFoundError(f'mmreplk has no config {name!r}; it has: {known}')
-    return str(file)
+    return str(root / file)
 
 
 def register_config_scope() -> None:

@@ -21,6 +21,8 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from ..config_text import forbid_config_code
+
 # PyTorch's own switches, which hold for every torch.load of a process.
 ALWAYS, NEVER = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 _BROKEN = 'is truncated, damaged or no PyTorch file: fetch or save it again'
@@ -67,7 +69,7 @@ def trusted() -> bool:
 
 
 def forbid_code(trust: bool = False) -> None:
-    """Let no torch.load of this process run code, MMEngine's included; for programs, not libraries.
+    """Let no file that this process reads run code, by MMEngine neither; for programs.
 
     Args:
         trust (bool): Whether the user trusts the files all the same, as where :func:`trusted` says
@@ -78,6 +80,7 @@ def forbid_code(trust: bool = False) -> None:
     if trusted():
         return
     os.environ[ALWAYS] = '1'
+    forbid_config_code()
     if hasattr(torch.serialization, 'add_safe_globals'):
         torch.serialization.add_safe_globals(harmless_types())
     # MMEngine's own reader has a list of types, and tries without weights_only what is not on it.
