@@ -123,7 +123,7 @@ def _pointed_to(cfg: Config) -> tuple[str | None, list[str]]:
         return named, []
     here = osp.join(folder, osp.basename(named))
     if not is_remote(folder) and osp.isfile(here) and lies_in(here, folder):
-        if not osp.lexists(named):  # the folder was moved
+        if not is_remote(named) and not osp.lexists(named):  # the folder was moved
             return here, []
     else:
         here = None

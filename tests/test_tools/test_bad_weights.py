@@ -180,9 +180,9 @@ def test_resuming(files, monkeypatch, run_state):
     assert "load_from: 'run/other.pth'" in preflight.preflight_train(cfg, 'none')
 
 
-def test_tools_refuse(files):
+def test_tools_refuse(files, run_state):
     bench = files.bench
-    files.save('classes.pth', OTHER_HEAD, meta=dict(epoch=0, iter=2))
+    files.save('classes.pth', OTHER_HEAD, **run_state)
     picture = ('data/img/val/0.png', 'tiny.py', 'classes.pth', '--out', 'x.png')
     for tool, *args in (('test.py', 'tiny.py', 'classes.pth'), ('image_demo.py', *picture),
                         ('train.py', 'tiny.py', '--resume', 'classes.pth')):
