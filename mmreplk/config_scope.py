@@ -35,7 +35,8 @@ def resolve(path: str) -> str:
         str: The path of the file.
 
     Raises:
-        FileNotFoundError: If mmreplk has no such config. The message lists those it has.
+        FileNotFoundError: If mmreplk has no such config, a path that leads elsewhere among them.
+            The message lists those it has.
     """
     if not path.startswith(PREFIX):
         return path

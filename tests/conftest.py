@@ -54,3 +54,13 @@ def pytest_configure(config):
     if os.environ.get('CI') and find_spec('mmcv._ext') is None:
         raise pytest.UsageError(
             'mmcv has no compiled operators; run `bash tools/install.sh --with-ops`')
+
+
+@pytest.fixture
+def run_state():
+    """What a checkpoint of a training run holds beside the weights."""
+    return dict(
+        meta=dict(epoch=0, iter=2),
+        optimizer=dict(state={}, param_groups=[dict(params=[0], lr=0.1)]),
+        param_schedulers=[],
+        message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}))

@@ -54,6 +54,7 @@ def main():
             processes = launch.process_count(args.launcher)
             notes.append(evaluation.use_show_dir(cfg, args.show_dir, processes))
         notes.append(launch.fit_to_hardware(cfg, args.launcher))
+        preflight.make_work_dir(cfg)
         if args.out and cfg.default_scope == 'mmseg':
             # The metric's first process would make the folder, maybe after another needs it.
             os.makedirs(args.out, exist_ok=True)

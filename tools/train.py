@@ -10,7 +10,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
-    from mmreplk.engine import checkpoints, cli, launch, options, preflight, reduce
+    from mmreplk.engine import checkpoints, cli, launch, options, preflight, reduce, resumable
     from mmreplk.engine.finite_loss import use_finite_loss
     from mmreplk.engine.guarded_data import guard_data
     from mmreplk.models.reading import forbid_code
@@ -46,13 +46,14 @@ def main():
         if args.resume:
             options.use_resume(cfg, args.resume)
         if launch.restarts():
-            checkpoints.resume_restarted(cfg)
+            resumable.resume_restarted(cfg)
         if args.reduce is not None:
             preflight.check_scope(cfg)
             notes.append(reduce.reduce_model(cfg, args.reduce))
         notes.append(preflight.preflight_train(cfg, args.launcher))
         notes.append(launch.fit_to_hardware(cfg, args.launcher))
         checkpoints.use_safe_checkpoints(cfg)
+        preflight.make_work_dir(cfg)
     with launch.process_group(cfg, args.launcher):
         runner = cli.build_runner(cfg, *notes)
         guard_data(runner, repeatable=cfg.get('repeatable', True))

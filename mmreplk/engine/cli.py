@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from ..config_types import scope_of
 from .launch import PROCESS_ENV, has_gpu, local_rank
+from .paths import check_file
 
 OTHERS_WAIT = 20  # seconds
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -83,9 +84,9 @@ def read_config(path: str, options: dict | None = None) -> Config:
         FileNotFoundError: If there is no such file.
         ValueError: If the file or the options cannot be understood.
     """
-    if '::' not in path and not osp.isfile(path):
-        raise FileNotFoundError(f'CONFIG: no such file {path!r}. Check the path, or name a '
-                                'packaged config as mmreplk::NAME.py.')
+    if '::' not in path:
+        check_file(path, 'CONFIG',
+                   'Check the path, or name a packaged config as mmreplk::NAME.py.')
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it

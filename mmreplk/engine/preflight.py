@@ -13,10 +13,11 @@ from mmengine.config import Config
 
 from ..config_types import class_of, type_names
 from ..models import EnlargedBackbone, RepLKNet
-from .checkpoints import find_resumable, unreadable, use_seed_of
 from .datasets import check_data
 from .launch import check_launcher, local_rank
-from .paths import check_file, check_writable, is_remote
+from .own_files import checkpoint_folder, lies_in
+from .paths import check_file, is_remote, kind_of, make_folder
+from .resumable import POINTER, find_resumable, is_sharded_checkpoint, use_seed_of
 from .weight_checks import check_pretrained, check_weights
 from .weights import build_model
 
@@ -152,27 +153,56 @@ def check_work_dir(cfg: Config) -> list[str]:
 
     Raises:
         FileExistsError: If the folder holds checkpoints and ``resume`` is not set.
-        FileNotFoundError: If ``resume`` follows ``last_checkpoint`` to a file that is gone.
-        ValueError: If none of the checkpoints to resume from can be read.
+        FileNotFoundError: If ``last_checkpoint`` is of no use, and there is no checkpoint.
+        OSError: If ``last_checkpoint`` is nothing that a run can write.
+        ValueError: If none of the checkpoints to resume from can be used.
     """
     if cfg.get('resume'):
         notes = []
+        _check_pointer(osp.join(cfg.work_dir, POINTER))
         if not cfg.get('load_from'):
             cfg.load_from, notes = find_resumable(cfg)
+            # Else the Runner would follow a pointer that was passed over.
+            cfg.resume = cfg.load_from is not None
         return notes
-    folders = [cfg.work_dir]
-    out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
-    if out_dir:  # CheckpointHook writes to a folder of the same name there
-        folders.append(osp.join(out_dir, osp.basename(osp.normpath(cfg.work_dir))))
-    for folder in folders:
+    for folder in dict.fromkeys((cfg.work_dir, _checkpoint_folder(cfg))):
         found = sorted(osp.basename(path) for path in glob(osp.join(glob_escape(folder), '*.pth')))
-        found += ['last_checkpoint'] if osp.exists(osp.join(folder, 'last_checkpoint')) else []
+        found += [POINTER] if osp.lexists(osp.join(folder, POINTER)) else []
         if found:
             names = ', '.join(found[:3]) + (', ...' if len(found) > 3 else '')
             raise FileExistsError(
                 f'--work-dir: {folder!r} holds the results of another run ({names}). Go on with '
                 'that run: --resume. Keep it: another --work-dir. Else remove the folder by hand.')
     return []
+
+
+def _checkpoint_folder(cfg: Config) -> str:
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    return checkpoint_folder(cfg.work_dir, hook.get('out_dir'))
+
+
+def _check_pointer(path: str) -> None:
+    """MMEngine writes to it at every checkpoint: to a pipe for ever, through a link elsewhere."""
+    kind = kind_of(path)
+    if osp.islink(path) and not lies_in(osp.realpath(path), osp.dirname(path)):
+        kind = 'link that leads elsewhere'
+    if kind not in (None, 'file'):
+        raise OSError(f'--resume: {path!r} is no file but a {kind}. Remove it by hand.')
+
+
+def make_work_dir(cfg: Config) -> None:
+    """Make the folders that a run writes to, once nothing else can be said against it.
+
+    Args:
+        cfg (Config): The full config, with ``work_dir``.
+
+    Raises:
+        OSError: If one cannot be written to.
+    """
+    make_folder(cfg.work_dir, '--work-dir')
+    folder = _checkpoint_folder(cfg)
+    if folder != cfg.work_dir:
+        make_folder(folder, 'default_hooks.checkpoint.out_dir')
 
 
 def check_output(path: str, argument: str) -> None:
@@ -252,20 +282,17 @@ def preflight_train(cfg: Config, launcher: str) -> str | None:
     check_launcher(launcher)
     if cfg.get('train_dataloader') is None:
         raise ValueError(f'CONFIG {cfg.filename}: has no train_dataloader to train with.')
-    check_writable(cfg.work_dir, '--work-dir')
-    named = cfg.get('load_from')
-    if named and not osp.isdir(named):  # DeepSpeed's are folders
-        check_file(named, '--resume' if cfg.get('resume') else 'load_from', 'Check the path.')
-        reason = cfg.get('resume') and not is_remote(named) and unreadable(named)
-        if reason:
-            raise ValueError(f'--resume: the checkpoint {named!r} {reason}.')
     notes = check_work_dir(cfg)
+    start = cfg.get('load_from')
+    sharded = bool(start) and is_sharded_checkpoint(cfg, start)
+    if start and not sharded:
+        option = '--resume' if cfg.get('resume') else 'load_from'
+        check_file(start, option, 'Check the path.')
     backbone = check_backbone(cfg)
     check_data(cfg, ('train', 'val'))
     first = local_rank(launcher) == 0
     notes.append(check_pretrained(cfg, backbone, first))
-    start = cfg.get('load_from')
-    if start and not osp.isdir(start):  # DeepSpeed's are folders
+    if start and not sharded:
         resume = bool(cfg.get('resume'))
         notes.append(check_weights(cfg, start, '--resume' if resume else 'load_from', resume,
                                    heads_may_differ=not resume, first=first))
@@ -290,7 +317,6 @@ def preflight_test(cfg: Config, launcher: str) -> None:
                          'it cannot be tested.')
     check_backbone(cfg)
     check_file(cfg.load_from, 'CHECKPOINT', 'Check the path; train.py writes *.pth to --work-dir.')
-    check_writable(cfg.work_dir, '--work-dir')
     check_data(cfg, ('test', ))
     check_answers_file(cfg)
     check_weights(cfg, cfg.load_from, 'CHECKPOINT', first=local_rank(launcher) == 0)

@@ -31,6 +31,7 @@ from ..models.pretrained import (
 )
 from ..models.reading import UnsafeFileError, read_any
 from .paths import check_file, is_remote
+from .resume_state import check_resumable
 from .weights import build_model
 
 _REMEDY = 'Name the weights of this config, or the config of these weights'
@@ -266,18 +267,3 @@ def check_wrapped(cfg: Config, checkpoint: Mapping) -> None:
     if averaged and 'state_dict' not in checkpoint:
         raise ValueError('holds bare weights, but the EMAHook of this config reads them under '
                          'state_dict: tools/convert_checkpoint.py puts them there')
-
-
-def check_resumable(checkpoint: Mapping) -> None:
-    """Check that a file holds the state of a training run.
-
-    Args:
-        checkpoint (Mapping): What was read from it.
-
-    Raises:
-        ValueError: If there are weights alone.
-    """
-    meta = checkpoint.get('meta')
-    if not isinstance(meta, Mapping) or not {'epoch', 'iter'} <= set(meta):
-        raise ValueError('holds weights but no state of a training run (meta.epoch, meta.iter). To '
-                         'start a new run from it, use --cfg-options load_from=FILE')

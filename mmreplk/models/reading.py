@@ -20,6 +20,7 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from ..config_text import forbid_config_code
 from .numpy_values import STAND_INS
 
 # PyTorch's own switches, which hold for every torch.load of a process.
@@ -63,7 +64,7 @@ def trusted() -> bool:
 
 
 def forbid_code(trust: bool = False) -> None:
-    """Let no torch.load of this process run code, MMEngine's included; for programs, not libraries.
+    """Let no file that this process reads run code, by MMEngine neither; for programs.
 
     Args:
         trust (bool): Whether the user trusts the files all the same, as where :func:`trusted` says
@@ -74,6 +75,7 @@ def forbid_code(trust: bool = False) -> None:
     if trusted():
         return
     os.environ[ALWAYS] = '1'
+    forbid_config_code()
     if hasattr(torch.serialization, 'add_safe_globals'):
         torch.serialization.add_safe_globals(harmless_types())
     # MMEngine's own reader has a list of types, and tries without weights_only what is not on it.
@@ -97,25 +99,9 @@ def load_from_local(filename: str, map_location=None) -> dict:
     if not osp.isfile(osp.expanduser(filename)):
         raise FileNotFoundError(f'{filename} can not be found.')
     try:
-        checkpoint = read_checkpoint(filename, map_location)
+        return read_checkpoint(filename, map_location)
     except ValueError as error:
         raise type(error)(f'{filename!r} {error}') from error
-    drop_code(checkpoint)
-    return checkpoint
-
-
-def drop_code(checkpoint: dict) -> None:
-    """Leave out of a checkpoint what MMEngine's Runner would execute.
-
-    ``Runner.resume`` runs ``meta['config']`` as Python to compare numbers of GPUs with those of
-    runs of MMCV 1. Reading with ``weights_only=True`` does not help: it is a plain string.
-
-    Args:
-        checkpoint (dict): The content of a file, changed in place, unless the user trusts files.
-    """
-    meta = checkpoint.get('meta')
-    if not trusted() and isinstance(meta, dict):
-        meta.pop('config', None)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import errno
 import os
-from types import MappingProxyType
 
 import pytest
 import torch
@@ -10,26 +9,24 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 
 from mmreplk.engine import checkpoints, whole_files
-from mmreplk.engine.checkpoints import find_resumable, use_safe_checkpoints, use_seed_of
+from mmreplk.engine.checkpoints import use_safe_checkpoints
+from mmreplk.engine.resumable import find_resumable, use_seed_of
 from mmreplk.models.reading import UnsafeFileError
-
-STATE = dict(
-    state_dict={'w': torch.rand(5000)}, optimizer=dict(state={}, param_groups=[]),
-    message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}))
 
 
 class Run:
     """A work dir with checkpoints."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, state):
+        self.folder, self.state = folder, state
         self.cfg = Config(dict(work_dir=str(folder), default_hooks=dict(
             checkpoint=dict(type='CheckpointHook', by_epoch=False))))
         folder.mkdir()
 
-    def save(self, name, pointer=True, parts=MappingProxyType({}), **meta):
+    def save(self, name, pointer=True, **meta):
         path = self.folder / name
-        torch.save(dict(STATE, meta=dict(dict(epoch=0, iter=1), **meta), **parts), path)
+        meta = dict(epoch=0, iter=1) | meta
+        torch.save(dict(self.state, meta=meta, state_dict={'w': torch.rand(5000)}), path)
         if pointer:
             (self.folder / 'last_checkpoint').write_text(str(path))
         return path
@@ -40,8 +37,8 @@ class Run:
 
 
 @pytest.fixture
-def run(tmp_path):
-    return Run(tmp_path / 'run')
+def run(tmp_path, run_state):
+    return Run(tmp_path / 'run', run_state)
 
 
 def test_the_pointer_is_followed(run):

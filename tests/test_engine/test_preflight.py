@@ -164,9 +164,9 @@ def test_work_dir_with_checkpoints_elsewhere(files, tmp_path):
         preflight.check_work_dir(cfg)
 
 
-def test_resume_of_a_run_that_was_moved(files, tmp_path):
+def test_resume_of_a_run_that_was_moved(files, tmp_path, run_state):
     (tmp_path / 'run').mkdir()
-    torch.save(dict(meta={}, state_dict={}), tmp_path / 'run/iter_1.pth')
+    torch.save(dict(run_state, state_dict={}), tmp_path / 'run/iter_1.pth')
     cfg = config(tmp_path, work_dir='run', resume=True)
     (tmp_path / 'run/last_checkpoint').write_text(str(tmp_path / 'run/iter_1.pth'))
     preflight.check_work_dir(cfg)

@@ -90,6 +90,28 @@ class TestConfigPaths:
         with pytest.raises(FileNotFoundError, match='upernet_replknet31b_ade20k.py'):
             Config.fromfile('mmreplk::upernet_swin.py')
 
+    def test_a_part_of_ours_as_a_base(self):
+        assert Config.fromfile('mmreplk::_base_/schedules/sgd_poly_80k.py').train_cfg
+
+    @pytest.mark.parametrize('name', [
+        '../{0}', '_base_/../../{0}', '/{0}', '{1}', '..\\{0}', 'C:\\{0}', '{0}\0', '\0', '',
+        './upernet_replknet31b_ade20k.py', '_base_', '..', '\n{0}',
+        '_base_/../upernet_replknet31b_ade20k'])
+    def test_only_names_of_ours(self, name, tmp_path, monkeypatch):
+        """Whatever a name leads to, it is no packaged config, as a path and as a base."""
+        root = tmp_path / 'configs'
+        (root / '_base_').mkdir(parents=True)
+        (root / 'upernet_replknet31b_ade20k.py').write_text('a = 1\n')
+        (tmp_path / 'evil.py').write_text(f'open({str(tmp_path / "pwned")!r}, "w")\n')
+        monkeypatch.setattr('mmreplk.config_scope.config_root', lambda: root)
+        path = 'mmreplk::' + name.format('evil.py', tmp_path / 'evil.py')
+        with pytest.raises(FileNotFoundError, match='mmreplk has no config'):
+            Config.fromfile(path)
+        (tmp_path / 'mine.py').write_text(f'_base_ = {path!r}\n')
+        with pytest.raises(FileNotFoundError, match='mmreplk has no config'):
+            Config.fromfile(tmp_path / 'mine.py')
+        assert not (tmp_path / 'pwned').exists()
+
     def test_other_paths_are_left_to_mmengine(self, tmp_path):
         (tmp_path / 'plain.py').write_text('x = 1\n')
         assert Config.fromfile(tmp_path / 'plain.py').x == 1

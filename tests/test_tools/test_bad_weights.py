@@ -180,30 +180,29 @@ def test_weights_to_start_from(files):
         preflight.check_pretrained(cfg, backbone)
 
 
-def test_resuming(files, monkeypatch):
+def test_resuming(files, monkeypatch, run_state):
     monkeypatch.chdir(files.bench.folder)
-    state = dict(meta=dict(epoch=0, iter=2))
-    files.save('whole.pth', **state)
-    assert files.check('whole.pth', resume=True) is None
+    (files.bench.folder / 'run').mkdir()
+    files.save('run/whole.pth', **run_state)
+    assert files.check('run/whole.pth', resume=True) is None
     with pytest.raises(ValueError, match='no state of a training run.*load_from=FILE'):
         files.check('random.pth', resume=True)
-    files.save('other.pth', OTHER_HEAD, **state)
+    files.save('run/other.pth', OTHER_HEAD, **run_state)
     cfg = files.cfg
     cfg.work_dir, cfg.launcher, cfg.resume = 'run', 'none', True
-    (files.bench.folder / 'run').mkdir()
-    (files.bench.folder / 'run/last_checkpoint').write_text('other.pth')
-    with pytest.raises(ValueError, match="--resume: 'other.pth' has 5 classes"):
+    (files.bench.folder / 'run/last_checkpoint').write_text('run/other.pth')
+    with pytest.raises(ValueError, match="--resume: 'run/other.pth' has 5 classes"):
         preflight.preflight_train(cfg, 'none')
     cfg.load_from = None
-    (files.bench.folder / 'run/last_checkpoint').write_text('whole.pth')
+    (files.bench.folder / 'run/last_checkpoint').write_text('run/whole.pth')
     assert preflight.preflight_train(cfg, 'none') is None
-    cfg.resume, cfg.work_dir, cfg.load_from = False, 'new', 'other.pth'
-    assert "load_from: 'other.pth'" in preflight.preflight_train(cfg, 'none')
+    cfg.resume, cfg.work_dir, cfg.load_from = False, 'new', 'run/other.pth'
+    assert "load_from: 'run/other.pth'" in preflight.preflight_train(cfg, 'none')
 
 
-def test_tools_refuse(files):
+def test_tools_refuse(files, run_state):
     bench = files.bench
-    files.save('classes.pth', OTHER_HEAD, meta=dict(epoch=0, iter=2))
+    files.save('classes.pth', OTHER_HEAD, **run_state)
     picture = ('data/img/val/0.png', 'tiny.py', 'classes.pth', '--out', 'x.png')
     for tool, *args in (('test.py', 'tiny.py', 'classes.pth'), ('image_demo.py', *picture),
                         ('train.py', 'tiny.py', '--resume', 'classes.pth')):

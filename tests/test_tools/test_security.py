@@ -85,6 +85,30 @@ def test_tools_refuse_them(seg_bench, crashes, evil):
     assert (evil.parent / 'pwned').exists()
 
 
+def test_text_in_a_checkpoint_is_not_run(seg_bench, tmp_path):
+    """Python in meta, a best checkpoint elsewhere: resumed, evaluated, nothing run or removed."""
+    bench = seg_bench
+    bench.write(train_cfg=dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2))
+    bench.done('train.py', 'tiny.py', '--work-dir', 'run')
+    victim = tmp_path / 'victim'
+    victim.mkdir()
+    file = bench.folder / 'run/iter_2.pth'
+    content = torch.load(file, weights_only=False)
+    text = f'open({str(tmp_path / "pwned")!r}, "w")\n'
+    content['meta'].update(config=text, cfg=text, seed=0)
+    content['message_hub']['runtime_info'].update(best_ckpt=str(victim), best_score=-1.0, cfg=text)
+    content['message_hub']['resumed_keys'].update(best_ckpt=True, best_score=True)
+    torch.save(content, file)
+    longer = ('--cfg-options', 'train_cfg.max_iters=4', 'default_hooks.checkpoint.save_best=mIoU')
+    run = bench.done('train.py', 'tiny.py', '--work-dir', 'run', '--resume', *longer)
+    assert 'resumed epoch: 0, iter: 2' in run.text
+    assert 'is not of this work dir' in run.text
+    assert len(bench.files('run', 'best*')) == 1  # so that one was to be removed for it
+    bench.done('test.py', 'tiny.py', file)
+    assert victim.is_dir()
+    assert not (tmp_path / 'pwned').exists()
+
+
 @pytest.mark.parametrize(('tool', 'args'), [
     ('dist_train.sh', (EVIL, 2, '--work-dir', EVIL, '--cfg-options', f'x={EVIL}')),
     ('dist_test.sh', (EVIL, EVIL, 2, '--out', EVIL)),
