@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmreplk.ops import large_kernel_dwconv2d, native, native_guard
+from mmreplk.ops import large_kernel_dwconv2d, native, native_guard, operators
 from mmreplk.ops.native_plan import Tiles, fft_tiles
 from mmreplk.ops.problem import Problem
 
@@ -98,3 +98,22 @@ def test_steps_without_end_are_for_the_direct_sum(monkeypatch):
         seen = F.max_pool2d(F.pad(x.double().abs(), (2, ) * 4), 5, 1)
         taps = weight.double().square().sum((1, 2, 3)).sqrt()[:, None, None]
         assert bool(((out - right).abs() <= 2.0**-11 * seen * taps).all())
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_input_gradients_with_a_multiplier_go_in_pieces(dtype):
+    """No call takes or gives more than a part, of which each image and channel is in one."""
+    took = []
+
+    def convolve(grad, weight, *of):
+        took.append(grad.nbytes)
+        assert 2 * grad.nbytes <= operators.PART
+        return torch.full_like(grad, len(took))
+
+    grad, weight = torch.zeros(3, 24, 128, 160, dtype=dtype), torch.zeros(24, 1, 5, 5, dtype=dtype)
+    with torch.no_grad():
+        out = operators.input_grad(grad, weight, 8, [2] * 4, [1, 1], 'auto', convolve)
+    assert out.shape == (3, 8, 128, 160)
+    assert out.dtype == dtype
+    assert sum(took) == grad.numel() * 4
+    assert out.amin() >= 3  # three maps of at least 1 each: nothing is left unwritten
