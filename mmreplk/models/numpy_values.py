@@ -1,4 +1,4 @@
-"""Numbers and arrays of NumPy in checkpoints, read without trusting what the file says of them.
+"""Numbers of NumPy and records of MMEngine in checkpoints, read without trust in the file.
 
 MMEngine saves numbers of NumPy beside weights. NumPy's own classes cannot be let into a reader of
 untrusted files: a file can give a dtype the state of one that holds objects, and then make an
@@ -12,6 +12,7 @@ import re
 from pickle import UnpicklingError
 
 import numpy as np
+from mmengine.logging import HistoryBuffer
 
 # Kind and bytes of an item: bool, integers, floats, complex numbers.
 _CODE = re.compile(r'b1|[iu][1248]|f[248]|c(8|16)|[?bBhHiIlLqQefdFD]')
@@ -88,6 +89,37 @@ def _no_bytes(*args) -> bytes:
     return b''
 
 
+class _History(HistoryBuffer):
+    """Stands in for MMEngine's ``HistoryBuffer``, and is one once it has its numbers.
+
+    Its own ``__setstate__`` puts the methods that a file names into the class, for all buffers of
+    the process.
+    """
+
+    def __init__(self, *args, **kwargs):
+        raise UnpicklingError('Unsupported global: GLOBAL HistoryBuffer(...)')
+
+    def __setstate__(self, state: dict) -> None:
+        """Take the two arrays and their greatest length; the methods are those of the class."""
+        values, counts, longest = (
+            state.get(key) if isinstance(state, dict) else None
+            for key in ('_log_history', '_count_history', 'max_length'))
+        if (not isinstance(values, np.ndarray) or not isinstance(counts, np.ndarray)
+                or values.shape != counts.shape or values.ndim != 1 or type(longest) is not int):
+            raise UnpicklingError('Unsupported global: GLOBAL HistoryBuffer with another state')
+        self._set_default_statistics()
+        self.max_length = longest
+        self._log_history, self._count_history = np.array(values), np.array(counts)
+        self.__class__ = HistoryBuffer
+
+
+def _history_method(owner, name: str):
+    """Stands in for ``getattr``, with which a buffer pickles its own methods."""
+    if owner is not _History or name not in ('min', 'max', 'mean', 'current'):
+        raise UnpicklingError('Unsupported global: GLOBAL builtins.getattr')
+    return getattr(HistoryBuffer, name)
+
+
 def _under(name: str, function):
     """The function under the name that stands in files: torch 2.5 goes by a function's own name."""
 
@@ -100,9 +132,11 @@ def _under(name: str, function):
 
 
 _NumberType.__module__, _NumberType.__qualname__ = 'numpy', 'dtype'
+_History.__module__, _History.__qualname__ = HistoryBuffer.__module__, HistoryBuffer.__qualname__
 _Array.__module__, _Array.__name__, _Array.__qualname__ = 'numpy', 'ndarray', 'ndarray'
 
 # NumPy 1 and 2 save under different names.
-STAND_INS = [_NumberType, _Array, _under('builtins.bytes', _no_bytes), *(
+STAND_INS = [_NumberType, _Array, _History, _under('builtins.bytes', _no_bytes),
+             _under('builtins.getattr', _history_method), *(
     _under(f'numpy.{core}.multiarray.{name}', function) for core in ('core', '_core')
     for name, function in (('_reconstruct', _reconstruct), ('scalar', _scalar)))]

@@ -17,7 +17,6 @@ from pickle import UnpicklingError
 
 import torch
 from mmengine.config import ConfigDict
-from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..config_text import forbid_config_code
@@ -32,21 +31,9 @@ class UnsafeFileError(ValueError):
     """A file that holds more than weights and plain values, so that reading it may run code."""
 
 
-def _history_method(owner, name: str):
-    """Stands in for ``getattr``, with which HistoryBuffer pickles its own methods."""
-    if owner is not HistoryBuffer or name.startswith('_'):
-        raise UnpicklingError('Unsupported global: GLOBAL builtins.getattr')
-    return getattr(owner, name)
-
-
-# Allowed under the name that stands in the files; torch 2.5 knows no other way to say it.
-_history_method.__module__ = 'builtins'
-_history_method.__name__ = _history_method.__qualname__ = 'getattr'
-
-
 def harmless_types() -> list:
     """What training scripts of the field save beside weights, and can do nothing by being read."""
-    return [argparse.Namespace, ConfigDict, HistoryBuffer, _history_method, *STAND_INS]
+    return [argparse.Namespace, ConfigDict, *STAND_INS]
 
 
 def _harmless():
@@ -134,6 +121,8 @@ def read_checkpoint(path: str, map_location='cpu') -> dict:
         ValueError: If it is truncated, or no file of PyTorch's.
     """
     path = osp.expanduser(path)
+    if not osp.isfile(path):  # a pipe would be waited for, without end
+        raise ValueError('is no file')
     try:
         # Not in the scope of NEVER, which holds where weights_only is not given.
         with _harmless():

@@ -225,7 +225,8 @@ def main() -> int:
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
     torch.set_num_threads(1)
-    outcomes = Counter()
+    HistoryBuffer()  # fills the table of its class
+    outcomes, methods = Counter(), dict(HistoryBuffer._statistics_methods)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'file.pth'
         for seed in range(arguments.seed, arguments.seed + arguments.inputs):
@@ -242,6 +243,7 @@ def main() -> int:
                 continue
             use(read)
             outcomes['read'] += 1
+            assert HistoryBuffer._statistics_methods == methods, seed
     faulthandler.cancel_dump_traceback_later()
     print(', '.join(f'{count} {name}' for name, count in sorted(outcomes.items())))
     return 0

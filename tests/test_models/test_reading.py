@@ -1,5 +1,6 @@
 """Checkpoints of others: read as they are, or refused; never garbage, a crash or a program."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -89,6 +90,31 @@ def test_records_of_mmengine_are_read(tmp_path):
     assert loss.mean() == 3
     torch.save(dict(loss=loss), path)
     assert read_checkpoint(path)['loss'].mean() == 3
+
+
+def test_a_record_changes_no_other(tmp_path):
+    """MMEngine's own reader puts the methods that a file names into the class."""
+    HistoryBuffer()
+    before = dict(HistoryBuffer._statistics_methods)
+    path = str(tmp_path / 'file.pth')
+    for change, good in ((dict(_statistics_methods=dict(mean=HistoryBuffer.max)), True),
+                         (dict(_log_history=np.ones((2, 2))), False),
+                         (dict(max_length='x'), False), (dict(_count_history=3), False)):
+        buffer = HistoryBuffer([1.], [1])
+        vars(buffer).update(change)
+        torch.save(dict(loss=buffer), path)
+        if good:
+            assert type(read_checkpoint(path)['loss']) is HistoryBuffer
+        else:
+            with pytest.raises(UnsafeFileError):
+                read_checkpoint(path)
+        assert HistoryBuffer._statistics_methods == before
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(ValueError, match='is no file'):
+        read_checkpoint(str(tmp_path / 'pipe'))
 
 
 def test_thousands_of_broken_files():
