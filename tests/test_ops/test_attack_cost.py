@@ -83,19 +83,20 @@ def stairs(levels, size=96):
 
 
 @needs_kernels
-def test_steps_without_end_are_for_the_direct_sum(monkeypatch):
-    """Few passes, then the plane once directly; ordinary maps and one step never."""
+@pytest.mark.parametrize(('size', 'counts'), [(5, (0, 1, 1)), (21, (0, 0, 1))])
+def test_steps_without_end_are_for_the_direct_sum(monkeypatch, size, counts):
+    """Few passes, none of small kernels, then the plane once directly; ordinary maps never."""
     summed, run = [], native.direct_forward
     monkeypatch.setattr(native, 'direct_forward',
                         lambda *of: summed.append(of[-2].out_channels) or run(*of))
-    weight = torch.randn(20, 1, 5, 5)
-    for levels, count in ((1, 0), (2, 0), (7, 1)):
+    weight, half = torch.randn(20, 1, size, size), size // 2
+    for levels, count in zip((1, 2, 7), counts, strict=True):
         summed.clear()
         x = stairs(levels)
-        out = large_kernel_dwconv2d(x, weight, padding=2, backend='fft')
+        out = large_kernel_dwconv2d(x, weight, padding=half, backend='fft')
         assert summed == [1] * count
-        right = F.conv2d(x.double(), weight.double(), None, 1, 2, 1, 20)
-        seen = F.max_pool2d(F.pad(x.double().abs(), (2, ) * 4), 5, 1)
+        right = F.conv2d(x.double(), weight.double(), None, 1, half, 1, 20)
+        seen = F.max_pool2d(F.pad(x.double().abs(), (half, ) * 4), size, 1)
         taps = weight.double().square().sum((1, 2, 3)).sqrt()[:, None, None]
         assert bool(((out - right).abs() <= 2.0**-11 * seen * taps).all())
 

@@ -49,31 +49,39 @@ def test_native_kernels_write_their_outputs_alone(case):
     isa = case.seed % ISAS
     spectrum = native.fft_spectrum(weight, problem, isa)
     call = native._call(problem, isa)
-    to_y = [native.memory(t) for t in (x, weight, spectrum, bias)] + [0]
-    to_weight = native.memory(x), 0, 0, 0, native.memory(grad)
-    shape = weight.shape
-    for kernel, addresses, room, expected in (
+    to_y = [native.memory(t) for t in (x, weight, spectrum, bias)]
+    to_weight = native.memory(x), 0, 0
+    shape, gradient = weight.shape, native.memory(grad)
+    # Where contrast is told of, the caller puts direct sums in the place of what was written.
+    planes = torch.zeros(problem.out_shape[:2], dtype=torch.int32)
+    doubt = torch.zeros(problem.out_channels)
+    for kernel, addresses, room, expected, told in (
             (native._SPECTRUM, (0, native.memory(weight), 0, 0, 0), Canaries(spectrum.shape),
-             spectrum),
-            (native._FFT_FORWARD, to_y, Canaries(problem.out_shape, kept),
-             native.fft_forward(x, spectrum, weight, bias, problem, isa)),
-            (call.forward, to_y, Canaries(problem.out_shape, kept),
-             native.direct_forward(x, weight, bias, problem, isa)),
-            (native._FFT_WEIGHT_GRAD, to_weight, Canaries(shape),
-             native.fft_weight_grad(x, grad, problem, isa)),
-            (call.weight_grad, to_weight, Canaries(shape),
-             native.direct_weight_grad(x, grad, problem, isa))):
+             spectrum, None),
+            (native._FFT_FORWARD, (*to_y, native._held(planes)), Canaries(problem.out_shape, kept),
+             native.fft_forward(x, spectrum, weight, bias, problem, isa), planes),
+            (call.forward, (*to_y, 0), Canaries(problem.out_shape, kept),
+             native.direct_forward(x, weight, bias, problem, isa), None),
+            (native._FFT_WEIGHT_GRAD, (*to_weight, native.memory(doubt), gradient),
+             Canaries(shape), native.fft_weight_grad(x, grad, problem, isa), doubt),
+            (call.weight_grad, (*to_weight, 0, gradient), Canaries(shape),
+             native.direct_weight_grad(x, grad, problem, isa), None)):
         native._native.run(kernel, call.isa, 1, call.geometry, *addresses, room.memory)
+        if told is not None:
+            room.out[told != 0] = expected[told != 0]
         room.check(expected)
     if case.multiplier == 1 and native.backward_supports(problem):
         both = native.fft_backward(x, [(weight, grad, problem)], isa)
         if both is not None:
             of_x, of_weight = Canaries(x.shape, kept), Canaries(shape)
             of_x.out.zero_()  # as it expects it
+            geometry = native._call(problem, isa, problem, True).geometry
             native._native.backward(
                 call.isa, 1, native.memory(x), of_x.memory,
-                (call.geometry, native.memory(weight), native.memory(grad), of_weight.memory))
+                (geometry, native.memory(weight), gradient, of_weight.memory,
+                 native.memory(doubt)))
             of_x.check(both[0])
+            of_weight.out[doubt != 0] = both[1][0][doubt != 0]
             of_weight.check(both[1][0])
 
 

@@ -5,7 +5,7 @@ import torch
 from mmengine.config import Config
 
 from mmreplk.engine import deploy, preflight
-from mmreplk.models import reading, reparam
+from mmreplk.models import branch, reading
 
 
 @pytest.fixture
@@ -77,13 +77,13 @@ def call(bench, cfg, **options):
 
 def test_a_wrong_merge_is_noticed(seg_bench, trained, monkeypatch):
     cfg, _ = trained(seg_bench)
-    right = reparam.fuse_conv_bn
+    right = branch.Branch.fused
 
-    def wrong(conv, bn):
-        bn.eps = 1e-3  # instead of 1e-5
-        return right(conv, bn)
+    def wrong(self):
+        self.bn.eps = 1e-3  # instead of 1e-5
+        return right(self)
 
-    monkeypatch.setattr(reparam, 'fuse_conv_bn', wrong)
+    monkeypatch.setattr(branch.Branch, 'fused', wrong)
     lines, ok = call(seg_bench, cfg)
     assert not ok
     assert 'more than rounding' in lines[-1]

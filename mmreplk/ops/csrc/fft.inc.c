@@ -199,7 +199,6 @@ static void mark_tile(const struct fft_tile *t, vf limit, uint16_t *big, double 
 // outputs in its turn. Returns lanes in which there are some after MOST_PASSES.
 static unsigned fft_again(const struct fft_tile *t, unsigned lanes) {
   const struct geometry *g = &t->k->g;
-  if (g->kernel_h * g->kernel_w < WORTH_PASSES) return lanes;
   struct window down = {t->rows.ins, t->rows.outs, t->rows.out - g->top - t->rows.in, g->kernel_h, g->dil_h};
   struct window across = {t->columns.ins, t->columns.outs, t->columns.out - g->left - t->columns.in,
                           g->kernel_w, g->dil_w};
@@ -211,13 +210,17 @@ static unsigned fft_again(const struct fft_tile *t, unsigned lanes) {
   mark_tile(t, zero(), big, all, rest);
   unseen(&down, &across, big, reach, zeros);
   int passes = 0;
+  unsigned left = 0;
   for (vf limit = limit_of(all);; passes++) {
     mark_tile(t, limit, big, all, rest);
     unseen(&down, &across, big, reach, low);
     unsigned any = 0;
     for (int64_t o = 0; o < count; o++) any |= low[o] &= (uint16_t)(lanes & ~(unsigned)zeros[o]);
     if (!any) break;
-    if (passes == MOST_PASSES) return any;
+    if (passes == (g->kernel_h * g->kernel_w < WORTH_PASSES ? 0 : MOST_PASSES)) {
+      left = any;
+      break;
+    }
     fft_product(t, NULL, &limit);
     for (int64_t i = 0; i < t->rows.outs; i += 2) {
       int two = i + 1 < t->rows.outs;
@@ -234,7 +237,7 @@ static unsigned fft_again(const struct fft_tile *t, unsigned lanes) {
   for (int64_t i = 0; i < t->rows.outs; i++)
     write_lanes(&t->out, (t->rows.out + i) * g->out_w + t->columns.out, t->columns.outs,
                 zeros + i * t->columns.outs, NULL, t->bias, g->relu != 0);
-  return 0;
+  return left;
 }
 
 static void fft_run(const struct work *k, int64_t item, void *scratch) {

@@ -7,8 +7,8 @@
 enum { CONTRAST = 4096, GRAD_CONTRAST = 4096 };
 // Passes over a tile without the larger inputs. Maps can be made of which each pass mends a little: what is left
 // after these is for the direct sum, whose time bounds that of all.
-// Of kernels with fewer taps than WORTH_PASSES, such a plane goes there at once, before a tile is looked at more
-// closely: that takes as long.
+// Of kernels with fewer taps than WORTH_PASSES the direct sum takes no longer than a pass or two, so that what is
+// found goes there at once.
 enum { MOST_PASSES = 2, WORTH_PASSES = 400 };
 
 // One axis of a tile: of each phase of the dilation, the pixels in runs of `size`, the last of which takes what
