@@ -62,6 +62,11 @@ def _is_count(value) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
+def _is_step(value) -> bool:
+    """A schedule that has not begun, as behind a warm-up, is at -1."""
+    return _is_count(value) or (isinstance(value, Integral) and value == -1)
+
+
 def _is_score(value) -> bool:
     if isinstance(value, (str, bytes)):
         return False
@@ -101,7 +106,7 @@ def _is_schedule(state) -> bool:
         return all(isinstance(inner, (list, tuple)) and _is_schedule(inner)
                    for inner in state.values())
     return isinstance(state, (list, tuple)) and all(
-        isinstance(inner, Mapping) and _is_count(inner.get('last_step', 0)) for inner in state)
+        isinstance(inner, Mapping) and _is_step(inner.get('last_step', 0)) for inner in state)
 
 
 def _is_hub(state) -> bool:

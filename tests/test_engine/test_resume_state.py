@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 
-from mmreplk.engine import paths, preflight, resumable
+from mmreplk.engine import paths, preflight, resumable, resume_state
 from mmreplk.engine.resume_state import check_resumable
 
 
@@ -177,3 +177,9 @@ def test_folders_that_cannot_be_written_to(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, 'TemporaryFile', refused)
     with pytest.raises(OSError, match=r'--work-dir: .*\(Permission denied\)'):
         preflight.make_work_dir(cfg)
+
+
+def test_a_schedule_that_waits_behind_a_warm_up():
+    """MMEngine's schedulers are at -1 until their begin."""
+    assert resume_state._is_schedule([dict(last_step=3), dict(last_step=-1)])
+    assert not resume_state._is_schedule([dict(last_step=-2)])
