@@ -10,7 +10,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-CSRC = 'mmreplk/ops/csrc'
+CSRC = 'mmreplk/ops/cpu/csrc'
 
 
 class BuildWithMim(build_py):
@@ -19,7 +19,7 @@ class BuildWithMim(build_py):
     def run(self):
         super().run()
         if self.editable_mode:
-            return  # a checkout is read in place, see mmreplk/config_scope.py
+            return  # a checkout is read in place, see mmreplk/config/files.py
         for folder in ('configs', 'tools'):
             target = Path(self.build_lib, 'mmreplk', '.mim', folder)
             shutil.rmtree(target, ignore_errors=True)
@@ -34,7 +34,7 @@ def extensions():
         return []
     sources = ('module', 'threads', 'plan', 'plain', 'isa_baseline', 'isa_avx2', 'isa_avx512')
     return [Extension(
-        'mmreplk.ops._native',
+        'mmreplk.ops.cpu._native',
         [f'{CSRC}/{name}.c' for name in sources],
         depends=sorted(str(path.relative_to(ROOT)) for pattern in ('*.h', '*.inc.c')
                        for path in (ROOT / CSRC).glob(pattern)),

@@ -2,7 +2,7 @@
 
 Importing the package registers ``RepLKNet`` and what its configs name (a hook, an optimizer
 constructor, an FSDP policy), and makes ``mmreplk::NAME.py`` a config path that MMEngine
-understands; see :mod:`mmreplk.registry`, :mod:`mmreplk.config_scope` and :mod:`mmreplk.hub`.
+understands; see :mod:`mmreplk.registry`, :mod:`mmreplk.config.files` and :mod:`mmreplk.hub`.
 Nothing else happens at import, and without MMEngine and MMCV nothing is registered at all.
 """
 
@@ -21,23 +21,23 @@ def found_packages() -> dict[str, str | None]:
         ``mmpretrain``) to the distribution that provides it, such as
         ``'onedl-mmcv 2.3.6'``, or None if it is not installed.
     """
-    from .engine.packages import providers
+    from .packages import providers
     return providers()
 
 
 if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
-    from .config_scope import register_config_scope
-    from .engine import (  # noqa: F401  # registers them
-        checkpoints,
+    from .config.files import register_config_scope
+    from .hub import register_hub_scope
+    from .models import RepLKNet
+    from .training import (  # noqa: F401  # registers them
+        checkpoint_hook,
         finite_loss,
         fsdp,
         layer_decay,
         metrics_file,
-        repeatable,
-        samples_hook,
+        recipe_samples,
+        resumable_rng,
     )
-    from .hub import register_hub_scope
-    from .models import RepLKNet
 
     register_config_scope()
     register_hub_scope()

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.fileio import load
 from torch import nn
 
-from .config_scope import PREFIX, config_root, resolve
+from .config.files import PREFIX, config_root, resolve
 
 
 def find_weights(name: str) -> str:
@@ -81,10 +81,10 @@ def get_model(cfg_path: str, pretrained: bool = False, **kwargs) -> nn.Module:
     """
     from mmengine.runner.checkpoint import load_state_dict
 
-    from .engine.launch import replace_sync_bn
-    from .engine.weight_checks import check_model_weights, state_for_mmengine
-    from .engine.weights import build_model
-    from .models.reading import read_any
+    from .commands.launch import replace_sync_bn
+    from .config.model import build_model
+    from .weights.checks import check_model_weights, state_for_mmengine
+    from .weights.safe_load import read_any
     cfg = get_config(cfg_path, pretrained)
     for key, value in kwargs.items():
         cfg.model.setdefault(key, value)

@@ -8,7 +8,7 @@ itself when it meets that scope.
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
-from .engine.packages import check_package_sets
+from .packages import check_package_sets
 
 check_package_sets()
 

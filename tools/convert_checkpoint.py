@@ -4,8 +4,10 @@ import argparse
 import sys
 
 try:
-    from mmreplk.engine import cli, convert, preflight
+    from mmreplk.commands import arguments as cli
+    from mmreplk.commands import checks as preflight
     from mmreplk.models.arch import ARCHS
+    from mmreplk.weights import convert
 except (ImportError, RuntimeError) as error:
     print(f'convert_checkpoint.py: error: {error}', file=sys.stderr)
     sys.exit(2)

@@ -10,9 +10,11 @@ import sys
 
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
-    from mmreplk.analysis import erf_models, erf_runs
-    from mmreplk.engine import cli, preflight
-    from mmreplk.models.reading import forbid_code
+    from mmreplk.analysis.erf import models as erf_models
+    from mmreplk.analysis.erf import runs as erf_runs
+    from mmreplk.commands import arguments as cli
+    from mmreplk.commands import checks as preflight
+    from mmreplk.weights.safe_load import forbid_code
 except (ImportError, RuntimeError) as error:
     print(f'erf.py: error: {error}', file=sys.stderr)
     sys.exit(2)

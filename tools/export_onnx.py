@@ -5,7 +5,9 @@ import sys
 
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
-    from mmreplk.engine import cli, onnx_export, preflight
+    from mmreplk.commands import arguments as cli
+    from mmreplk.commands import checks as preflight
+    from mmreplk.deploy import onnx as onnx_export
 except (ImportError, RuntimeError) as error:
     print(f'export_onnx.py: error: {error}', file=sys.stderr)
     sys.exit(2)

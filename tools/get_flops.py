@@ -13,8 +13,10 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '6')
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
     from mmreplk.analysis import cost_of, draw_costs, format_cost, format_shares, latency_of
-    from mmreplk.engine import cli, launch, preflight
-    from mmreplk.engine.weights import write_new
+    from mmreplk.commands import arguments as cli
+    from mmreplk.commands import checks as preflight
+    from mmreplk.commands import launch
+    from mmreplk.config.model import write_new
 except (ImportError, RuntimeError) as error:
     print(f'get_flops.py: error: {error}', file=sys.stderr)
     sys.exit(2)

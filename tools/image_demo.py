@@ -5,8 +5,11 @@ import sys
 
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
-    from mmreplk.engine import cli, fsdp, inference, launch, preflight
-    from mmreplk.models.reading import forbid_code
+    from mmreplk.commands import arguments as cli
+    from mmreplk.commands import checks as preflight
+    from mmreplk.commands import inference, launch
+    from mmreplk.training import fsdp
+    from mmreplk.weights.safe_load import forbid_code
 except (ImportError, RuntimeError) as error:
     print(f'image_demo.py: error: {error}', file=sys.stderr)
     sys.exit(2)

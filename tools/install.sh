@@ -66,7 +66,7 @@ lock "$venv.lock"
 
 # --- Nothing to do? -------------------------------------------------------------------------------
 stamp=$venv/.mmreplk-installed
-wanted=$(cat "$requirements" setup.py tools/install.sh mmreplk/ops/csrc/*.[ch] | cksum)
+wanted=$(cat "$requirements" setup.py tools/install.sh mmreplk/ops/cpu/csrc/*.[ch] | cksum)
 py=$venv/bin/python
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
     if [ $with_ops = 0 ]; then

@@ -13,8 +13,16 @@ import signal
 import sys
 
 try:
-    from mmreplk.analysis import kernel_study, kernel_study_run, kernel_study_train
-    from mmreplk.engine import cli
+    from mmreplk.analysis.kernel_study import (
+        run as kernel_study_run,
+    )
+    from mmreplk.analysis.kernel_study import (
+        settings as kernel_study,
+    )
+    from mmreplk.analysis.kernel_study import (
+        train as kernel_study_train,
+    )
+    from mmreplk.commands import arguments as cli
 except (ImportError, RuntimeError) as error:
     print(f'kernel_study.py: error: {error}', file=sys.stderr)
     sys.exit(2)

@@ -6,7 +6,9 @@ import sys
 
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
-    from mmreplk.engine import cli, deploy, preflight
+    from mmreplk.commands import arguments as cli
+    from mmreplk.commands import checks as preflight
+    from mmreplk.deploy import merge as deploy
 except (ImportError, RuntimeError) as error:
     print(f'reparameterize.py: error: {error}', file=sys.stderr)
     sys.exit(2)

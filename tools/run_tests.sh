@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install what the tests need, lint, and run the suite. With arguments, they go to one pytest run
-# instead: bash tools/run_tests.sh tests/test_models -k deploy
+# instead: bash tools/run_tests.sh tests/models -k deploy
 # With --set openmmlab first, all of it on OpenMMLab's original packages.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -23,7 +23,7 @@ fi
 OMP_NUM_THREADS=1 "$py" -m pytest -n auto --dist worksteal -m 'not slow' --timeout 400
 # The slow checks of single modules and configs, the compilation of every Triton tile for one, share
 # it likewise.
-modules=(tests/test_ops tests/test_models tests/test_configs)
+modules=(tests/ops tests/models tests/configs)
 OMP_NUM_THREADS=1 "$py" -m pytest -n auto --dist worksteal -m slow "${modules[@]}"
 # Those at full size, of memory and of whole programs, have the machine to themselves.
 "$py" -m pytest -m slow "${modules[@]/#/--ignore=}"

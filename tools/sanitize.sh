@@ -31,7 +31,7 @@ include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 flags=(-O1 -g -std=gnu11 -ffp-contract=fast -fno-math-errno -fPIC -fno-omit-frame-pointer
        -fsanitize=address,undefined -fno-sanitize-recover=undefined)
 jobs=()
-for source in mmreplk/ops/csrc/*.c; do
+for source in mmreplk/ops/cpu/csrc/*.c; do
   case $source in *.inc.c) continue ;; esac
   # A pool that keeps blocks would hide what is used after it was given back.
   "$cc" "${flags[@]}" -DMMREPLK_NO_POOL -I "$include" -c "$source" \
@@ -53,7 +53,7 @@ cd "$build"
 
 # A fault made on purpose has to be found, or nothing found means nothing.
 if "$python" - >/dev/null 2>&1 <<'END'
-import mmreplk.ops.native as native
+import mmreplk.ops.cpu.kernels as native
 assert native._native.__file__.startswith(__import__('os').environ['PYTHONPATH'])
 block = native.torch.zeros(16)
 native._native.same(1, (block.data_ptr(), 1 << 12), (block.data_ptr() + 4, 1 << 12))
@@ -67,10 +67,10 @@ grep -ql 'AddressSanitizer: heap-buffer-overflow' reports/* || {
 rm -f reports/*
 
 status=0
-"$python" -m pytest -q -p no:cacheprovider tests/test_ops/test_native.py \
-  tests/test_ops/test_defaults.py tests/test_ops/test_low_level.py \
-  tests/test_ops/test_kept_spectra.py || status=1
-"$python" tests/test_ops/attack_campaign.py --minutes "$minutes" --only "$only" || status=1
+"$python" -m pytest -q -p no:cacheprovider tests/ops/cpu/test_kernels.py \
+  tests/ops/test_defaults.py tests/ops/test_low_level.py \
+  tests/ops/cpu/test_kept_spectra.py || status=1
+"$python" tests/ops/attack_campaign.py --minutes "$minutes" --only "$only" || status=1
 if compgen -G 'reports/*' >/dev/null; then
   cat reports/* >&2
   status=1

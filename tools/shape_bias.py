@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 try:
-    from mmreplk.analysis import shape_bias, shape_bias_plot
-    from mmreplk.engine import cli, preflight
-    from mmreplk.engine.paths import check_file
-    from mmreplk.engine.weights import write_new
+    from mmreplk.analysis.shape_bias import decisions as shape_bias
+    from mmreplk.analysis.shape_bias import plot as shape_bias_plot
+    from mmreplk.commands import arguments as cli
+    from mmreplk.commands import checks as preflight
+    from mmreplk.config.model import write_new
+    from mmreplk.paths import check_file
 except (ImportError, RuntimeError) as error:
     print(f'shape_bias.py: error: {error}', file=sys.stderr)
     sys.exit(2)

@@ -10,9 +10,12 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
-    from mmreplk.engine import cli, evaluation, fsdp, launch, metrics_file, preflight
-    from mmreplk.engine.guarded_data import guard_data
-    from mmreplk.models.reading import forbid_code
+    from mmreplk.commands import arguments as cli
+    from mmreplk.commands import checks as preflight
+    from mmreplk.commands import evaluation, launch
+    from mmreplk.training import fsdp, metrics_file
+    from mmreplk.training.guarded_dataset import guard_data
+    from mmreplk.weights.safe_load import forbid_code
 except (ImportError, RuntimeError) as error:
     print(f'test.py: error: {error}', file=sys.stderr)
     sys.exit(2)

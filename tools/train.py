@@ -10,10 +10,26 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
-    from mmreplk.engine import checkpoints, cli, launch, options, preflight, reduce, resumable
-    from mmreplk.engine.finite_loss import use_finite_loss
-    from mmreplk.engine.guarded_data import guard_data
-    from mmreplk.models.reading import forbid_code
+    from mmreplk.commands import (
+        arguments as cli,
+    )
+    from mmreplk.commands import (
+        checks as preflight,
+    )
+    from mmreplk.commands import (
+        launch,
+    )
+    from mmreplk.commands import (
+        shrink as reduce,
+    )
+    from mmreplk.commands import (
+        train_options as options,
+    )
+    from mmreplk.training import checkpoint_hook as checkpoints
+    from mmreplk.training import resumable
+    from mmreplk.training.finite_loss import use_finite_loss
+    from mmreplk.training.guarded_dataset import guard_data
+    from mmreplk.weights.safe_load import forbid_code
 except (ImportError, RuntimeError) as error:
     print(f'train.py: error: {error}', file=sys.stderr)
     sys.exit(2)

@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from ..ops.symbolic import is_symbolic
+from .cpu_inference.pointwise import ACTIVATIONS, PointwiseConv2d
 from .layers import FusedSequential, conv_bn, norm_layer
 from .plain import is_plain
-from .pointwise import ACTIVATIONS, PointwiseConv2d
 from .reparam import ReparamLargeKernelConv
 
 

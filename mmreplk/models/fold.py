@@ -19,14 +19,7 @@ import torch
 from torch import nn
 
 from .blocks import ConvFFN, RepLKBlock, RepLKNetStage
-from .layers import (
-    FusedSequential,
-    check_conv,
-    check_foldable,
-    check_norm,
-    norm_affine,
-    rounded,
-)
+from .layers import FusedSequential, check_conv, check_foldable, check_norm, norm_affine, rounded
 from .plain import check_forward, set_values, unchanged_on_failure, value_of
 from .reparam import merge_kernels
 

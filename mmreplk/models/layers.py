@@ -8,8 +8,8 @@ from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import nn
 
 from ..ops import LargeKernelDWConv2d
+from .cpu_inference.pointwise import ACTIVATIONS, PointwiseConv2d
 from .plain import check_computes, is_plain, value_of
-from .pointwise import ACTIVATIONS, PointwiseConv2d
 
 
 def conv_bn(in_channels: int,

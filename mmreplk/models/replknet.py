@@ -11,15 +11,15 @@ from mmengine.model import BaseModule
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..config_types import is_pretrained
+from ..config.types import is_pretrained
 from ..registry import MMENGINE_MODELS, MODELS
+from ..weights.layouts import adopt_final_norm, is_merged
+from ..weights.pretrained import load_pretrained
 from .arch import parse_arch, parse_frozen_stages, parse_out_indices
 from .blocks import CHECKPOINTS, RepLKNetStage, run_layer
-from .checkpoint import adopt_final_norm, is_merged
+from .cpu_inference.pointwise import faster_channels_last
 from .fold import deploy_network, fold_norms, norms_of
 from .layers import conv_bn, norm_layer
-from .pointwise import faster_channels_last
-from .pretrained import load_pretrained
 
 
 # In the root registry the plain name is found from mmseg and mmdet; mmpretrain looks in its own
@@ -214,7 +214,7 @@ class RepLKNet(BaseModule):
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; weights to start from (``Pretrained``) have to fit.
 
-        They may have the authors' layout or MMPretrain's; see :mod:`mmreplk.models.checkpoint`.
+        They may have the authors' layout or MMPretrain's; see :mod:`mmreplk.weights.layouts`.
 
         Raises:
             ValueError: If the weights are of another network or architecture, or incomplete.

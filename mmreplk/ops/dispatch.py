@@ -3,8 +3,9 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-from . import cpu, gpu
 from .arguments import BACKENDS
+from .cpu import backend as cpu
+from .gpu import backend as gpu
 from .problem import Problem
 
 

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import cpu, dispatch
+from . import dispatch
 from .arguments import LONGEST, WIDEST, check_memory, plain_dilation
-from .operators import HANGING_WIDTH, conv2d, dwconv2d, dwconv2d_pair, forward, is_dilated
+from .cpu import backend as cpu
+from .custom_ops import HANGING_WIDTH, conv2d, dwconv2d, dwconv2d_pair, forward, is_dilated
 from .problem import Problem, memory_format_of
 
 # Below this product of input points and taps, PyTorch's convolution takes about as long as its own

@@ -30,7 +30,7 @@ import network_report  # noqa: E402
 import rows as results  # noqa: E402
 import timing  # noqa: E402
 
-from mmreplk.analysis.profiling import depthwise_share  # noqa: E402
+from mmreplk.analysis.cost.profiling import depthwise_share  # noqa: E402
 
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 # Largest difference from the first candidate's result, as a share of its largest value.

@@ -19,7 +19,7 @@ def build(name: str, crop: tuple[int, int]):
     from mmengine.registry import MODELS, init_default_scope
 
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
-    from mmreplk.engine import launch
+    from mmreplk.commands import launch
     cfg = Config.fromfile(name)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     cfg.model.backbone.init_cfg = None
@@ -34,7 +34,7 @@ def with_plain_convolutions(model: nn.Module) -> nn.Module:
 
     UperNet's head is MMSegmentation's then.
     """
-    from mmreplk.models.pointwise import PointwiseConv2d
+    from mmreplk.models.cpu_inference.pointwise import PointwiseConv2d
     from mmreplk.ops import LargeKernelDWConv2d
     model = resized_first(copy.deepcopy(model))
     for module in list(model.modules()):

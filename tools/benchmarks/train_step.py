@@ -26,7 +26,7 @@ import plots  # noqa: E402
 import rows as results  # noqa: E402
 import timing  # noqa: E402
 
-from mmreplk.analysis.profiling import depthwise_share  # noqa: E402
+from mmreplk.analysis.cost.profiling import depthwise_share  # noqa: E402
 
 # Largest difference of the first losses, as a share: rounding of a network 24 blocks deep.
 TOLERANCE = {'amp': 2e-2, 'fp32': 1e-3}
@@ -92,7 +92,8 @@ def prepare(args, device: torch.device) -> dict[str, Step]:
     """The candidates, by name."""
     from mmengine.logging import MMLogger
 
-    from mmreplk.engine import launch, options
+    from mmreplk.commands import launch
+    from mmreplk.commands import train_options as options
     # Three lines a parameter on its weight decay otherwise.
     MMLogger.get_current_instance().setLevel('WARNING')
     cfg, model = networks.build(args.config, (args.crop, args.crop))

@@ -4,9 +4,9 @@ Every candidate is first compared with a float64 reference on fresh random input
 median, p20 and p80 of replays of a CUDA graph, the L2 cache flushed in between, so that neither the
 host nor a warm cache counts. Prints for each problem the fastest tile, the tile that the cost model
 picks, and the faster of PyTorch's two memory formats in cuDNN's benchmark mode. Every row goes into
-``tools/benchmarks/results/``; the constants of ``mmreplk/ops/gpu.py`` and ``triton_tiles.py`` are
-to be fitted to them. With ``--write``, the winners go into ``mmreplk/ops/triton_tiles.json``, which
-the operator then follows.
+``tools/benchmarks/results/``; the constants of ``backend.py`` and ``tiles.py`` in
+``mmreplk/ops/gpu`` are to be fitted to them. With ``--write``, the winners go into
+``mmreplk/ops/gpu/tiles.json``, which the operator then follows.
 
 Needs torch and Triton only; run from the root of the repository::
 
@@ -37,10 +37,8 @@ from triton.compiler import ASTSource
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mmreplk.ops import gpu  # noqa: E402
-from mmreplk.ops import triton_kernels as kernels  # noqa: E402
-from mmreplk.ops import triton_launch as launch  # noqa: E402
-from mmreplk.ops import triton_tiles as tiles  # noqa: E402
+from mmreplk.ops.gpu import backend as gpu  # noqa: E402
+from mmreplk.ops.gpu import kernels, launch, tiles  # noqa: E402
 from mmreplk.ops.problem import Problem  # noqa: E402
 
 # (batch, channels, height, width, kernel)

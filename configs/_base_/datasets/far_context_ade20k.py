@@ -1,6 +1,6 @@
-# Pictures whose labels depend on context far away (mmreplk/analysis/far_context.py), in ADE20K's
-# layout and label numbers, 192 x 192: tools/kernel_study.py draws them. The drawing varies places,
-# shapes and light already; flips are all that is added.
+# Images whose labels depend on context far away (mmreplk/analysis/kernel_study/far_context.py), in
+# ADE20K's layout and label numbers, 192 x 192: tools/kernel_study.py draws them. The drawing varies
+# places, shapes and light already; flips are all that is added.
 dataset_type = 'ADE20KDataset'
 data_root = 'data/far_context'
 metainfo = dict(classes=('water', 'field', 'rock', 'sand'))

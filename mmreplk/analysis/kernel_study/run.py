@@ -1,0 +1,54 @@
+"""From settings to the figure of a kernel study: what ``tools/kernel_study.py`` does."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .plot import draw_study
+from .report import collect, format_csv, format_table
+from .settings import KernelStudy
+from .train import train_all
+
+FIGURE, ROWS, SUMMARY = 'kernel_study.png', 'runs.csv', 'summary.txt'
+
+
+def run_study(study: KernelStudy, jobs: int = 1,
+              report: Callable[[str], None] = lambda line: None) -> str:
+    """Do what is left of a study, and write its results.
+
+    The results are made anew each time, from what is kept of the networks.
+
+    Args:
+        study (KernelStudy): The study.
+        jobs (int): Networks at a time. Defaults to 1.
+        report (Callable): Called with lines on the progress, with the time since the start.
+            Defaults to nothing.
+
+    Returns:
+        str: The table, and where the files are.
+
+    Raises:
+        BlockingIOError, RunFailed, ValueError: As of :func:`.train.train_all`.
+    """
+    start = time.monotonic()
+
+    def timed(line):
+        seconds = int(time.monotonic() - start)
+        report(f'[{seconds // 60:2d}:{seconds % 60:02d}] {line}')
+
+    train_all(study, jobs, timed)
+    results = collect(study, timed)
+    table = format_table(study, results)
+    _replace(study.folder / ROWS, lambda path: path.write_text(
+        format_csv(results), encoding='utf-8', newline=''))
+    _replace(study.folder / SUMMARY, lambda path: path.write_text(table + '\n', encoding='utf-8'))
+    _replace(study.folder / FIGURE, lambda path: draw_study(study, results, str(path)))
+    return f'\n{table}\n\nFigure, rows and table: {study.folder}'
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write one of the study's own files, which appears whole or not at all."""
+    draft = path.with_name(f'.draft-{path.name}')
+    write(draft)
+    os.replace(draft, path)

@@ -1,0 +1,81 @@
+"""``--reduce N``: the same run on a narrow, shallow network, to try everything else about it."""
+
+from mmengine.config import Config, ConfigDict
+
+from ..config.model import drop_pretrained
+from ..models.arch import parse_arch
+from .checks import check_backbone, has_replknet
+
+# Not of the network: what goes in, and the pictures' statistics.
+KEPT = ('backbone', 'data_preprocessor')
+
+
+def reduce_model(cfg: Config, divisor: int) -> str:
+    """Divide the widths of backbone, necks and heads, and leave one pair of blocks a stage.
+
+    Kernels, classes, losses and the data stay as they are. Weights to start from are dropped: they
+    do not fit any more.
+
+    Args:
+        cfg (Config): The full config, changed in place.
+        divisor (int): What the widths are divided by, rounded down to no less than 1. A power of
+            two, so that groups of channels stay whole.
+
+    Returns:
+        str: One line for the log.
+
+    Raises:
+        ValueError: If ``divisor`` is no power of two from 2, or the backbone is not RepLKNet, or
+            one with an impossible argument.
+    """
+    if divisor < 2 or divisor & (divisor - 1):
+        raise ValueError(f'--reduce {divisor}: give a power of two from 2, such as --reduce 16.')
+    if not has_replknet(cfg):
+        kind = (cfg.model.get('backbone') or {}).get('type')
+        raise ValueError(f'--reduce {divisor}: it knows how to reduce RepLKNet, but model.backbone '
+                         f'of CONFIG {cfg.filename} is {kind!r}. Leave --reduce out.')
+    check_backbone(cfg)
+    backbone = cfg.model.backbone
+    arch = parse_arch(
+        backbone.arch, backbone.pop('small_kernel', 'arch'), backbone.pop('dw_ratio', None),
+        backbone.pop('ffn_ratio', None))
+    backbone.arch = ConfigDict(
+        large_kernel_sizes=list(arch.large_kernel_sizes),
+        layers=[1] * len(arch.layers),
+        channels=_divided(arch.channels, divisor),
+        small_kernel=arch.small_kernel,
+        dw_ratio=arch.dw_ratio,
+        ffn_ratio=arch.ffn_ratio)
+    for name, part in cfg.model.items():
+        if name not in KEPT:
+            _divide_widths(part, divisor)
+    drop_pretrained(cfg.model)
+    if not cfg.get('resume'):
+        cfg.load_from = None
+    return (f'--reduce {divisor}: widths divided by {divisor}, one pair of blocks a stage, random '
+            'weights. The config in the work dir is that of the reduced network.')
+
+
+def _divided(widths, divisor: int):
+    if isinstance(widths, int):
+        return max(1, widths // divisor)
+    return [_divided(width, divisor) for width in widths]
+
+
+def _divide_widths(node, divisor: int) -> None:
+    """Divide what is called ``...channels`` in a part of a model, and GN's number of groups."""
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            _divide_widths(item, divisor)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if (key.endswith('channels') or key == 'num_groups') and _is_width(value):
+                node[key] = _divided(value, divisor)
+            else:
+                _divide_widths(value, divisor)
+
+
+def _is_width(value) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_width, value))
+    return isinstance(value, int) and not isinstance(value, bool)

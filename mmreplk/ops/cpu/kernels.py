@@ -1,0 +1,258 @@
+"""The compiled CPU kernels (csrc/) over tensors: float32, stride 1.
+
+Installation without a compiler leaves them out; `available` then says so and nothing else here may
+be called. Maps are dense in the problem's memory format, weights are contiguous, which is not
+checked; that everything is float32 on the CPU and lies in memory large enough is.
+"""
+
+import ctypes
+import math
+import struct
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+from .contrast import backward_cells, forward_cells
+from .plan import Tiles, direct_cost, fft_tiles
+
+try:
+    from . import _native
+except ImportError as error:
+    _native, _why_not = None, f'the compiled kernels are not installed ({error})'
+
+# The enum in csrc/dwconv.h. The two kinds of direct sum differ in what lies in a vector: channels,
+# or pixels of a row.
+(_LANES_FORWARD, _LANES_WEIGHT_GRAD, _ROWS_FORWARD, _ROWS_WEIGHT_GRAD, _SPECTRUM, _FFT_FORWARD,
+ _FFT_WEIGHT_GRAD) = range(7)
+
+
+@cache
+def available() -> tuple[bool, str]:
+    """Whether the kernels were built and run here, and if not, why."""
+    if _native is None:
+        return False, _why_not
+    _native.set_runtime(_openmp_address())
+    return True, f'compiled kernels, {_native.isas()[-1][0]}'
+
+
+def lanes(isa: int = -1) -> int:
+    """Floats of a vector of an instruction set."""
+    return _native.isas()[isa][1]
+
+
+def _openmp_address() -> int:
+    """Where PyTorch's OpenMP runtime starts a team of threads; 0 if it has no such function.
+
+    The kernels run in PyTorch's own threads. A second pool would compete with it for the cores.
+    """
+    library = Path(torch.__file__).parent / 'lib' / 'libtorch_cpu.so'
+    try:
+        function = ctypes.CDLL(str(library)).GOMP_parallel
+    except (OSError, AttributeError):
+        return 0
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def isas() -> list[str]:
+    """Instruction sets that the kernels can use on this machine, the best last."""
+    return [name for name, _ in _native.isas()]
+
+
+def memory(tensor: Tensor | None) -> tuple[int, int] | int:
+    """Where the elements of a float32 tensor on the CPU begin, and the bytes from there on.
+
+    Those that its storage has, whatever the sizes of the tensor say; 0 for None.
+
+    Raises:
+        RuntimeError: If the tensor is of another dtype or device.
+    """
+    if tensor is None:
+        return 0
+    if tensor.dtype != torch.float32 or tensor.device.type != 'cpu':
+        raise RuntimeError('the compiled kernels take memory of float32 on the CPU, not of '
+                           f'{tensor.dtype} on {tensor.device}')
+    return _held(tensor)
+
+
+def _held(tensor: Tensor) -> tuple[int, int]:
+    begin = tensor.storage_offset() * tensor.element_size()
+    return tensor.data_ptr(), max(0, tensor.untyped_storage().nbytes() - begin)
+
+
+def _room(*shape: int, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """Memory for the kernels, whatever the process has for default dtype and device."""
+    return torch.empty(shape, dtype=torch.float32, device='cpu', memory_format=memory_format)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two contiguous tensors of one dtype and shape hold the same bits."""
+    sizes = [t.nbytes for t in (a, b)]
+    if any(size > _held(t)[1] for size, t in zip(sizes, (a, b), strict=True)):
+        return False
+    return _native.same(torch.get_num_threads(), (a.data_ptr(), sizes[0]), (b.data_ptr(), sizes[1]))
+
+
+def direct_forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
+                   isa: int = -1) -> Tensor:
+    """The convolution as a direct sum, ``(N, C * M, H', W')``."""
+    call = _call(problem, isa)
+    out = _room(*call.out_shape, memory_format=call.out_format)
+    _native.run(call.forward, call.isa, torch.get_num_threads(), call.geometry, memory(x),
+                memory(weight), 0, memory(bias), 0, memory(out))
+    return out
+
+
+def direct_weight_grad(x: Tensor, grad: Tensor, problem: Problem, isa: int = -1) -> Tensor:
+    """The gradient of the weights as a direct sum, ``(C * M, 1, Kh, Kw)``."""
+    call = _call(problem, isa)
+    out = _room(problem.out_channels, 1, *problem.kernel)
+    _native.run(call.weight_grad, call.isa, torch.get_num_threads(), call.geometry, memory(x),
+                0, 0, 0, memory(grad), memory(out))
+    return out
+
+
+def fft_spectrum(weight: Tensor, problem: Problem, isa: int = -1) -> Tensor:
+    """The spectrum of the weights for `fft_forward`, an opaque buffer."""
+    call = _call(problem, isa)
+    out = _room(call.spectrum_size)
+    _native.run(_SPECTRUM, call.isa, torch.get_num_threads(), call.geometry, 0,
+                memory(weight), 0, 0, 0, memory(out))
+    return out
+
+
+def spectrum_bytes(problem: Problem) -> int:
+    """What `fft_spectrum` returns, in bytes."""
+    return 4 * _call(problem, -1).spectrum_size
+
+
+def part_of_spectrum(spectrum: Tensor, problem: Problem, outputs: slice) -> Tensor:
+    """The spectrum of some output channels, from whole vectors on."""
+    if outputs == slice(None):
+        return spectrum
+    width = lanes()
+    group = spectrum.numel() // -(-problem.out_channels // width)
+    return spectrum[outputs.start // width * group:]
+
+
+def fft_forward(x: Tensor, spectrum: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
+                isa: int = -1) -> Tensor:
+    """The convolution as a product of spectra; the weights serve where x holds NaN or Inf."""
+    call = _call(problem, isa)
+    out = _room(*call.out_shape, memory_format=call.out_format)
+    left = torch.zeros(problem.batch, problem.out_channels, dtype=torch.int32, device='cpu')
+    _native.run(_FFT_FORWARD, call.isa, torch.get_num_threads(), call.geometry, memory(x),
+                memory(weight), memory(spectrum), memory(bias), _held(left), memory(out))
+    if left.any():
+        one = problem._replace(batch=1, channels=1, multiplier=1, channels_last=False)
+        for n, c in left.nonzero().tolist():
+            at = c // problem.multiplier
+            plane = x[n:n + 1, at:at + 1].contiguous(memory_format=torch.contiguous_format)
+            out[n, c] = direct_forward(plane, weight[c:c + 1], None if bias is None else
+                                       bias[c:c + 1], one, isa)[0, 0]
+    return out
+
+
+def fft_weight_grad(x: Tensor, grad: Tensor, problem: Problem, isa: int = -1) -> Tensor:
+    """The gradient of the weights as a product of spectra, ``(C * M, 1, Kh, Kw)``."""
+    call = _call(problem, isa)
+    out = _room(problem.out_channels, 1, *problem.kernel)
+    doubt = _room(problem.out_channels)
+    _native.run(_FFT_WEIGHT_GRAD, call.isa, torch.get_num_threads(), call.geometry, memory(x),
+                0, 0, memory(doubt), memory(grad), memory(out))
+    _sum_directly(out, doubt, x, grad, problem, isa)
+    return out
+
+
+def _sum_directly(out: Tensor, doubt: Tensor, x: Tensor, grad: Tensor, problem: Problem,
+                  isa: int) -> None:
+    """Put the direct sum in the place of what contrast has spoilt: see csrc/fft_guard.inc.c."""
+    if not doubt.any():
+        return
+    one = problem._replace(channels=1, multiplier=1, channels_last=False)
+    for c in doubt.nonzero().flatten().tolist():  # one at a time: these are copies
+        planes = (m[:, at:at + 1].contiguous(memory_format=torch.contiguous_format)
+                  for m, at in ((x, c // problem.multiplier), (grad, c)))
+        out[c:c + 1] = direct_weight_grad(*planes, one, isa)
+
+
+def fft_backward(x: Tensor, branches: list[tuple[Tensor, Tensor, Problem]],
+                 isa: int = -1) -> tuple[Tensor, list[Tensor]] | None:
+    """Gradients of the input and of the weights of one or two kernels on it, in one.
+
+    Args:
+        x (Tensor): The input.
+        branches (list): For each kernel its weights, the gradient of its output, and its problem.
+            The first is the largest and gives the points of the transforms. No multiplier.
+        isa (int): Index into `isas`. Defaults to the best.
+
+    Returns:
+        tuple[Tensor, list[Tensor]]: Of the input, the sum over the branches, and of the weights;
+        None if there are NaN or Inf, or gradients far below others, with which this kernel
+        cannot cope.
+    """
+    first = branches[0][2]
+    calls = [_call(problem, isa, first, True) for _, _, problem in branches]
+    # A single tile writes what it reads, several add to one another.
+    grad_x = torch.zeros_like(x)
+    grads = [_room(problem.out_channels, 1, *problem.kernel) for _, _, problem in branches]
+    doubts = [_room(problem.out_channels) for _, _, problem in branches]
+    finite = _native.backward(
+        calls[0].isa, torch.get_num_threads(), memory(x), memory(grad_x),
+        *((call.geometry, memory(weight), memory(grad), memory(out), memory(doubt))
+          for call, (weight, grad, _), out, doubt in zip(
+              calls, branches, grads, doubts, strict=True)))
+    if not finite:
+        return None
+    for (_, grad, problem), out, doubt in zip(branches, grads, doubts, strict=True):
+        _sum_directly(out, doubt, x, grad, problem, isa)
+    return grad_x, grads
+
+
+def backward_supports(problem: Problem) -> bool:
+    """Whether `fft_backward` can tell that a gradient would drown in the error of huge others."""
+    tiles = fft_tiles(problem, lanes())
+    return tiles is not None and min(backward_cells(problem, tiles)) >= 0
+
+
+class _Call(NamedTuple):
+    isa: int
+    geometry: bytes
+    forward: int  # kernels of the direct sum
+    weight_grad: int
+    spectrum_size: int
+    out_shape: tuple[int, ...]
+    out_format: torch.memory_format
+
+
+def fft_supports(problem: Problem) -> tuple[bool, str]:
+    """Whether the FFT can serve, and why not."""
+    if fft_tiles(problem, lanes()) is None:
+        return False, f'an FFT tile for kernels of reach {problem.reach} takes too much memory'
+    return True, 'a product of spectra'
+
+
+@lru_cache(maxsize=4096)
+def _call(problem: Problem, isa: int, like: Problem | None = None, back: bool = False) -> _Call:
+    """back: for both gradients in one, whose cells nobody else needs."""
+    isa %= len(_native.isas())
+    width = lanes(isa)
+    # Where there is none, one whose plan fails.
+    tiles = fft_tiles(like or problem, width) or Tiles((0, 0), (1, 1), 1, math.inf)
+    geometry = struct.pack(
+        '23q', problem.channels_last, problem.batch, problem.channels, problem.height,
+        problem.width, problem.multiplier, *problem.kernel, problem.padding[0], problem.padding[2],
+        *problem.dilation, *problem.out_size, *tiles.points, *tiles.outputs,
+        problem.relu, *((0, 0) if math.isinf(tiles.cost) else forward_cells(problem, tiles)),
+        *(backward_cells(like or problem, tiles) if back else (0, 0)))
+    groups = -(-problem.out_channels // width)
+    frequencies = tiles.points[1] // 2 + 1
+    rows = direct_cost(problem, 'forward', width).rows
+    grad_rows = direct_cost(problem, 'weight_grad', width).rows
+    return _Call(isa, geometry, _ROWS_FORWARD if rows else _LANES_FORWARD,
+                 _ROWS_WEIGHT_GRAD if grad_rows else _LANES_WEIGHT_GRAD,
+                 groups * frequencies * tiles.points[0] * 2 * width, problem.out_shape,
+                 problem.memory_format)

@@ -1,0 +1,256 @@
+"""Do weights fit the model that a config asks for?
+
+MMEngine loads what fits, warns of the rest, and goes on with random numbers in its place; the tools
+ask here before they begin.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from ..config.model import build_model
+from ..config.types import is_pretrained, type_names
+from ..models import EnlargedBackbone, RepLKNet
+from ..models.first_conv import adapted, channels_hint
+from ..paths import check_file, is_remote
+from ..training.resume_state import check_resumable
+from .layouts import check_values, describe_differences, is_merged, num_classes, split, unwrap
+from .pretrained import MERGED, NOT_MERGED, check_backbone_weights, other_arch, pretrained_body
+from .safe_load import UnsafeFileError, read_any
+
+_REMEDY = 'Name the weights of this config, or the config of these weights'
+_RANDOM = 'These start from the values that init_weights gives them.'
+
+
+def _pretrained(node, name: str) -> Iterator[tuple[str, str]]:
+    """Yield (dotted name, path) of every weight file that a model config starts from."""
+    if isinstance(node, (list, tuple)):
+        for index, item in enumerate(node):
+            yield from _pretrained(item, f'{name}.{index}')
+    elif isinstance(node, dict):
+        if is_pretrained(node) and isinstance(node.get('checkpoint'), str):
+            yield f'{name}.checkpoint', node['checkpoint']
+        if isinstance(node.get('pretrained'), str):
+            yield f'{name}.pretrained', node['pretrained']
+        for key, value in node.items():
+            yield from _pretrained(value, f'{name}.{key}')
+
+
+def check_pretrained(cfg: Config, backbone: RepLKNet | EnlargedBackbone | None = None,
+                     first: bool = True) -> str | None:
+    """Check the weight files from which the model starts its training.
+
+    Of other networks, and of the original one inside an EnlargedBackbone, only whether local files
+    exist.
+
+    Args:
+        cfg (Config): The full config.
+        backbone (RepLKNet | EnlargedBackbone, optional): The config's, on 'meta'. Defaults to None,
+            another network.
+        first (bool): Whether this process is the one of its machine that fetches addresses, into
+            MMEngine's cache, to look at them. Defaults to True.
+
+    Returns:
+        str | None: Lines about heads that differ.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+        ValueError: If one cannot be fetched or does not fit.
+    """
+    notes = []
+    for name, path in _pretrained(cfg.model, 'model'):
+        owner = name.rsplit('.', 1)[0] if name.endswith('.checkpoint') else name
+        remedy = (f'Name another file with --cfg-options {name}=FILE, or start from random weights '
+                  f'with --cfg-options {owner}=None.')
+        check_file(path, name, remedy)
+        if backbone is None or (is_remote(path) and not first):
+            continue
+        try:
+            if name.startswith('model.backbone.init_cfg.'):
+                entry = _entry(cfg, owner)
+                if isinstance(backbone, EnlargedBackbone):
+                    backbone.matching_weights(
+                        _read(path), entry.get('prefix', 'backbone.'), entry.get('in_channels'))
+                else:
+                    body = pretrained_body(_read(path), entry.get('prefix'))
+                    check_backbone_weights(
+                        backbone, adapted(backbone, body, entry.get('in_channels')))
+            elif name.startswith('model.init_cfg.'):
+                difference = check_model_weights(build_model(cfg), _read(path), True)
+                notes.append(difference and f'{name}: {path!r} {difference}. {_RANDOM}')
+        except ValueError as error:
+            raise ValueError(f'{name}: {path!r} {error}. {remedy}') from error
+    return '\n'.join(filter(None, notes)) or None
+
+
+def _entry(cfg: Config, name: str):
+    node = cfg
+    for key in name.split('.'):
+        node = node[int(key)] if isinstance(node, (list, tuple)) else node[key]
+    return node
+
+
+def _read(path: str) -> Mapping:
+    if not is_remote(path):
+        return read_any(path)
+    try:
+        return read_any(path)
+    except UnsafeFileError:
+        raise
+    except Exception as error:  # whatever a connection or its libraries raise
+        raise ValueError(f'cannot be fetched ({type(error).__name__}: {error}); without a '
+                         'connection, name a local copy') from error
+
+
+def check_weights(cfg: Config,
+                  path: str,
+                  argument: str,
+                  resume: bool = False,
+                  heads_may_differ: bool = False,
+                  first: bool = True) -> str | None:
+    """Check that a checkpoint fits the config's model, without running it.
+
+    Args:
+        cfg (Config): The full config.
+        path (str): The checkpoint.
+        argument (str): What the user calls it.
+        resume (bool): Whether a training run is to go on from it. Defaults to False.
+        heads_may_differ (bool): Whether the backbone alone has to fit. Defaults to False.
+        first (bool): As of :func:`check_pretrained`. Defaults to True.
+
+    Returns:
+        str | None: A line about what differs, if it may.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint, or one that does not fit.
+    """
+    check_file(path, argument, 'Check the path; train.py writes *.pth to --work-dir.')
+    if is_remote(path) and not first:
+        return None
+    model = build_model(cfg)
+    try:
+        checkpoint = _read(path)
+        if resume:
+            check_resumable(checkpoint)
+        difference = check_model_weights(model, checkpoint, heads_may_differ)
+        check_wrapped(cfg, checkpoint)
+    except ValueError as error:
+        raise ValueError(f'{argument}: {path!r} {error}.') from error
+    return difference and f'{argument}: {path!r} {difference}. {_RANDOM}'
+
+
+def dry_load(model: nn.Module, state: Mapping) -> tuple[list[str], list[str], list[str]]:
+    """Load weights, hooks of the modules included, and list what MMEngine would warn of.
+
+    Args:
+        model (nn.Module): On 'meta' nothing is loaded.
+        state (Mapping[str, Tensor]): Weights on the same device.
+
+    Returns:
+        tuple[list[str], list[str], list[str]]: Missing and unknown names, and tensors of other
+        shape.
+    """
+    missing, unknown, errors = [], [], []
+
+    def load(module, local, prefix=''):
+        module._load_from_state_dict(local, prefix, {}, True, missing, unknown, errors)
+        for name, child in module._modules.items():
+            if child is not None:
+                start = f'{prefix}{name}.'
+                load(child, {key: value for key, value in local.items() if key.startswith(start)},
+                     start)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # nothing is copied to 'meta', as intended
+        load(model, dict(state))
+    own = model.state_dict()
+    # Modules that rename what they read have dealt with the rest.
+    other = [f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
+             for name in own if name in state and state[name].shape != own[name].shape]
+    missing = [name for name in missing if not name.endswith('num_batches_tracked')]
+    return missing, unknown, other if errors else []
+
+
+def state_for_mmengine(checkpoint: Mapping) -> dict:
+    """The weights that MMEngine would find in a file."""
+    state = checkpoint.get('state_dict', checkpoint)
+    return {str(name).removeprefix('module.'): value for name, value in dict(state).items()
+            if isinstance(value, torch.Tensor)}
+
+
+def check_model_weights(model: nn.Module, checkpoint: Mapping, heads_may_differ: bool = False
+                        ) -> str | None:
+    """Check that a file has every weight of a model, and nothing else for its backbone.
+
+    Args:
+        model (nn.Module): The model, on 'meta'.
+        checkpoint (Mapping): What was read from the file.
+        heads_may_differ (bool): Whether everything but a RepLKNet backbone may be missing or of
+            another shape, as at the start of a fine-tuning. Defaults to False.
+
+    Returns:
+        str | None: A phrase about what differs, if it may.
+
+    Raises:
+        ValueError: If the weights do not fit. The message ends a sentence that begins with the
+            file.
+    """
+    backbone = getattr(model, 'backbone', None)
+    ours = isinstance(backbone, RepLKNet)
+    state = state_for_mmengine(checkpoint)
+    check_values(state, model.state_dict())
+    state = {name: value.to('meta') for name, value in state.items()}
+    missing, unknown, other = dry_load(model, state)
+    # More heads than the model has do no harm, more layers of the backbone would have an effect.
+    unknown = [name for name in unknown if ours and name.startswith('backbone.')]
+    if not (missing or unknown or other):
+        return None
+    hint = ''
+    if ours:
+        _explain_backbone(backbone, checkpoint, state)
+        if heads_may_differ:  # a run starts from it, which it could do otherwise
+            hint = channels_hint(model, state)
+    found, wanted = num_classes(state), num_classes(model.state_dict())
+    text = f'does not match the model: {describe_differences(missing, unknown, other)}'
+    nothing = len(missing) == sum(not name.endswith('num_batches_tracked')
+                                  for name in model.state_dict())
+    differs = [name for name in (*missing, *unknown, *other) if name.startswith('backbone.')]
+    if heads_may_differ and not nothing and not (ours and differs):
+        return text
+    if found and wanted and found != wanted:
+        text = f'has {found} classes, but the model {wanted} (num_classes of its heads), and {text}'
+    raise ValueError(f'{text}{hint}. {_REMEDY}')
+
+
+def _explain_backbone(backbone: RepLKNet, checkpoint: Mapping, state: dict) -> None:
+    """Raise what is wrong if the weights are of another layout, arch, or are merged otherwise."""
+    prefix, body, _ = split(unwrap(checkpoint))
+    reason = other_arch(backbone, body)
+    if reason:
+        raise ValueError(f'{reason}. {_REMEDY}')
+    if is_merged(body) != backbone.deploy:
+        raise ValueError(MERGED if is_merged(body) else NOT_MERGED)
+    if not prefix or 'backbone.stem.0.conv.weight' not in state:
+        raise ValueError('holds the right backbone in a layout that MMEngine does not read: '
+                         'tools/convert_checkpoint.py turns it into a file that this config loads')
+
+
+def check_wrapped(cfg: Config, checkpoint: Mapping) -> None:
+    """Check that weights stand under ``state_dict`` where a hook of the config reads them there.
+
+    Args:
+        cfg (Config): The full config.
+        checkpoint (Mapping): What was read from the file.
+
+    Raises:
+        ValueError: If they do not, and the config has an EMAHook.
+    """
+    averaged = any('EMAHook' in type_names(hook, 'HOOKS', cfg.get('default_scope'))
+                   for hook in cfg.get('custom_hooks') or [])
+    if averaged and 'state_dict' not in checkpoint:
+        raise ValueError('holds bare weights, but the EMAHook of this config reads them under '
+                         'state_dict: tools/convert_checkpoint.py puts them there')
