@@ -5,11 +5,10 @@
 // without the inputs above it, are looked for in two steps: a tile is cut into cells, so small that every output
 // sees a whole one, and only where a cell holds too little are the inputs looked at one by one.
 enum { CONTRAST = 4096, GRAD_CONTRAST = 4096 };
-// Passes over a tile without the larger inputs. Maps can be made of which each pass mends a little: what is left
-// after these is for the direct sum, whose time bounds that of all.
-// Of kernels with fewer taps than WORTH_PASSES the direct sum takes no longer than a pass or two, so that what is
-// found goes there at once.
-enum { MOST_PASSES = 2, WORTH_PASSES = 400 };
+// Passes over a tile without the larger inputs, at most, and only as many as take no longer than the direct sum of
+// the lanes that they mend (geometry.worth). Maps can be made of which each pass mends a little: how many passes a
+// tile needs follows from its inputs alone, so that a lane that needs more takes none.
+enum { MOST_PASSES = 2, WORTH_ONE = 1024 };
 
 // One axis of a tile: of each phase of the dilation, the pixels in runs of `size`, the last of which takes what
 // is left. native_plan.py chooses the size; it knows this rule.
@@ -112,10 +111,17 @@ static void levels(const struct guard *s, vf *low, vf *high) {
   *high = select_lanes(sum < *high, *high, sum);  // NaN, too
 }
 
+// Bit l is set for lane l, whose elements are 0 or -1.
 INLINE unsigned bits_of(vi mask) {
+#if defined(__x86_64__) && VF == 16
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__x86_64__) && VF == 8
+  return (unsigned)_mm256_movemask_ps((__m256)mask);
+#else
   unsigned bits = 0;
   for (int l = 0; l < VF; l++) bits |= (unsigned)(mask[l] & 1) << l;
   return bits;
+#endif
 }
 
 static int any_nonzero(const float *p, int64_t step, int64_t width, int64_t row, int64_t rows, int64_t column,
@@ -186,47 +192,98 @@ static void tell_doubt(const struct work *k, int64_t group, unsigned doubt) {
 
 // -- input by input --------------------------------------------------------------------------------
 
-// Bit l of an element is set for lane l. From `big`, the inputs of a tile of rows x columns, to `out`: whether an
-// output sees none of them. Output o sees input o + offset + u * dilation, u in [0, taps). reach: room.
+// *to |= *from for count elements. The two may overlap if `from` lies behind `to`.
+static void or_into(uint16_t *to, const uint16_t *from, int64_t count) {
+  typedef uint16_t wide __attribute__((vector_size(4 * VF), aligned(2), may_alias));
+  const int64_t each = 2 * VF;
+  int64_t j = 0;
+  for (; j + each <= count; j += each) *(wide *)(to + j) |= *(const wide *)(from + j);
+  for (; j < count; j++) to[j] |= from[j];
+}
+
+// Element j becomes the union of elements j + v * step, v in [0, taps), of which there are `count` in all; those
+// from count - (taps - 1) * step on are lost. Unions of two, of four...: few steps however many taps.
+static void unite(uint16_t *p, int64_t count, int64_t taps, int64_t step) {
+  for (int64_t have = 1, more; have < taps; have += more) {
+    more = min64(have, taps - have);
+    count -= more * step;
+    or_into(p, p + more * step, count);
+  }
+}
+
+// Output o sees input o + offset + u * dilation, u in [0, taps).
 struct window {
   int64_t ins, outs, offset, taps, dil;
 };
-static unsigned unseen(const struct window *down, const struct window *across, const uint16_t *big,
-                       uint16_t *reach, uint16_t *out) {
-  memset(reach, 0, sizeof *reach * (size_t)(down->ins * across->outs));
-  for (int64_t i = 0; i < down->ins; i++)
-    for (int64_t v = 0; v < across->taps; v++) {
-      int64_t at = across->offset + v * across->dil;
-      int64_t end = min64(across->outs, across->ins - at);
-      const uint16_t *from = big + i * across->ins + at;
-      uint16_t *to = reach + i * across->outs;
-      for (int64_t j = max64(0, -at); j < end; j++) to[j] |= from[j];
+// Without the taps that meet no input from any output.
+static struct window met_window(int64_t ins, int64_t outs, int64_t offset, int64_t taps, int64_t dil) {
+  int64_t skipped = offset < 1 - outs ? ceil_div(1 - outs - offset, dil) : 0;
+  int64_t end = offset < ins ? min64(taps, (ins - 1 - offset) / dil + 1) : 0;
+  struct window w = {ins, outs, offset + skipped * dil, max64(0, end - skipped), dil};
+  return w;
+}
+// Points that some output of a window sees: less than inputs and twice the outputs.
+static inline int64_t seen_points(const struct window *w) { return w->outs + (w->taps - 1) * w->dil; }
+
+// Bit l of an element is set for lane l. From `big`, the inputs of a tile of rows x columns, to `out`: whether an
+// output sees none of them. line, reach: room for all points that outputs see, of a row; down, of all columns.
+static void unseen(const struct window *down, const struct window *across, const uint16_t *big, uint16_t *line,
+                   uint16_t *reach, uint16_t *out) {
+  int64_t outs = across->outs, count = down->outs * outs;
+  if (down->taps <= 0 || across->taps <= 0) {
+    memset(out, 0xff, sizeof *out * (size_t)count);
+    return;
+  }
+  int64_t rows = seen_points(down), columns = seen_points(across);
+  int64_t first = max64(0, across->offset), end = min64(across->ins, across->offset + columns);
+  for (int64_t r = 0; r < rows; r++) {
+    int64_t i = r + down->offset;
+    uint16_t *to = reach + r * outs;
+    if (i < 0 || i >= down->ins || first >= end) {
+      memset(to, 0, sizeof *to * (size_t)outs);
+      continue;
     }
-  memset(out, 0, sizeof *out * (size_t)(down->outs * across->outs));
-  for (int64_t i = 0; i < down->outs; i++)
-    for (int64_t u = 0; u < down->taps; u++) {
-      int64_t at = i + down->offset + u * down->dil;
-      if (at < 0 || at >= down->ins) continue;
-      for (int64_t j = 0; j < across->outs; j++) out[i * across->outs + j] |= reach[at * across->outs + j];
-    }
-  unsigned any = 0;
-  for (int64_t t = 0; t < down->outs * across->outs; t++) any |= out[t] = (uint16_t)~out[t];
-  return any;
+    memset(line, 0, sizeof *line * (size_t)columns);
+    memcpy(line + first - across->offset, big + i * across->ins + first, sizeof *line * (size_t)(end - first));
+    unite(line, columns, across->taps, across->dil);
+    memcpy(to, line, sizeof *to * (size_t)outs);
+  }
+  unite(reach, rows * outs, down->taps, down->dil * outs);
+  for (int64_t t = 0; t < count; t++) out[t] = (uint16_t)~reach[t];
 }
 
-// Inputs above a limit, of the rows that are in z; sums of squares of all of them and of the others.
-static void mark_line(const struct arc *a, const float *z, vf limit, uint16_t *big, double *all, double *rest) {
+// Sums of squares, which floats could not hold.
+typedef double vd __attribute__((vector_size(4 * VF)));
+struct sums {
+  vd low, high;
+};
+INLINE void add_square(struct sums *s, vf t) {
+  typedef float half __attribute__((vector_size(2 * VF)));
+  half part[2];
+  memcpy(part, &t, sizeof t);
+  vd a = __builtin_convertvector(part[0], vd), b = __builtin_convertvector(part[1], vd);
+  s->low += a * a, s->high += b * b;
+}
+static vf limit_of(const struct sums *s) {
+  vf limit = zero();
+  for (int l = 0; l < VF; l++)
+    limit[l] = (float)(__builtin_sqrt(l < VF / 2 ? s->low[l] : s->high[l - VF / 2]) / CONTRAST);
+  return limit;
+}
+
+// Inputs above a limit and, if `some` is not NULL, those that are not 0, of the rows that are in z; adds the squares
+// of those up to the limit.
+static void mark_line(const struct arc *a, const float *z, vf limit, uint16_t *big, uint16_t *some,
+                      struct sums *rest) {
+  struct sums sums = *rest;
   for (int64_t j = 0; j < a->count; j++) {
     vf t = load(z + on_circle(a, j) * POINT);
-    unsigned bits = 0;
-    for (int l = 0; l < VF; l++) {
-      double square = (double)t[l] * t[l];
-      int above = (t[l] < 0 ? -t[l] : t[l]) > limit[l];
-      all[l] += square, rest[l] += above ? 0 : square;
-      bits |= (unsigned)above << l;
-    }
-    big[j] = (uint16_t)bits;
+    vi above = (t > limit) | (t < -limit);
+    big[j] = (uint16_t)bits_of(above);
+    if (some) some[j] = (uint16_t)bits_of(t != zero());
+    add_square(&sums, (vf)((vi)t & ~above));
   }
+  *rest = sums;
 }
 
 // Inputs above a limit become 0.
@@ -236,12 +293,6 @@ static void drop_above(const struct arc *a, float *z, vf limit) {
     vf t = load(p);
     store(p, (vf)((vi)t & (t <= limit) & (t >= -limit)));
   }
-}
-
-static vf limit_of(const double *squares) {
-  vf limit = zero();
-  for (int l = 0; l < VF; l++) limit[l] = (float)(__builtin_sqrt(squares[l]) / CONTRAST);
-  return limit;
 }
 
 // count points from z on to the pixels from `from` on, in the lanes that `where` has for each of them.
