@@ -155,16 +155,24 @@ def fft_forward(x: Tensor, spectrum: Tensor, weight: Tensor, bias: Tensor | None
 # Bytes of the maps that are copied for the direct sum of what is left, at a time.
 _LEFT = 4 << 20
 
+# Nanoseconds of a call for the tiles at one place: where there is little to do, that is most of it.
+_CALL = 60_000
+
 
 def _forward_directly(out: Tensor, left: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
                       problem: Problem, call: '_Call') -> None:
     """Put the direct sum in the place of tiles ``(N, C, rows, columns)`` that are left to it.
 
-    Whole planes where these are most of them, or everything: for any map this takes no more than
-    the direct sum of all of it, or little more.
+    Whole planes, or everything, unless the tiles alone are quicker: for any map this takes no more
+    than the direct sum of all of it, or little more.
     """
-    share = left.flatten(2).mean(2)
-    planes = share > 0.5
+    planes, places = left.flatten(2).any(2), left.flatten(0, 1).any(0)
+    cost = direct_cost(problem, 'forward', lanes(call.isa)).cost
+    share = planes.float().mean().item()
+    if share * cost + _CALL > cost:
+        planes = torch.ones_like(planes)
+    elif places.sum().item() * _CALL + left.mean().item() * cost < share * cost:
+        planes = left.flatten(2).all(2)
     if planes.all():
         _native.run(call.forward, call.isa, torch.get_num_threads(), call.geometry, memory(x),
                     memory(weight), 0, memory(bias), 0, memory(out))

@@ -196,16 +196,13 @@ static void fft_product(const struct fft_tile *t, const struct guard *guard, con
   }
 }
 
-// Reads the tile once more, without transforming it, and returns the limit that follows from what is up to *limit.
-// big, some: see mark_line().
-static vf mark_tile(const struct fft_tile *t, vf limit, uint16_t *big, uint16_t *some) {
-  struct sums sums = {{0}, {0}};
+// Reads the tile once more, without transforming it: see mark_line().
+static void mark_tile(const struct fft_tile *t, vf limit, uint16_t *big, uint16_t *some, struct sums *rest) {
   int64_t width = t->k->g.width;
   for (int64_t i = 0; i < t->rows.ins; i++) {
     read_line(&t->in, (t->rows.in + i) * width + t->columns.in, width, &t->across, t->z);
-    mark_line(&t->across, t->z, limit, big + i * t->columns.ins, some ? some + i * t->columns.ins : NULL, &sums);
+    mark_line(&t->across, t->z, limit, big + i * t->columns.ins, some ? some + i * t->columns.ins : NULL, rest);
   }
-  return limit_of(&sums);
 }
 
 // Does again, in some lanes, the outputs that see nothing but inputs far below the level of the tile: the larger
@@ -221,16 +218,20 @@ static unsigned fft_again(const struct fft_tile *t, unsigned lanes, vf squares) 
   uint16_t *big = (uint16_t *)t->plane, *some = big + pixels, *reach = some + pixels;
   uint16_t *zeros = t->again, *low = zeros + count, *line = zeros + (1 + MOST_PASSES) * g->tile_h * g->tile_w;
   vf limits[1 + MOST_PASSES];
-  // Floats may not have held the sum.
-  if (lanes & ~bits_of((squares >= 0x1p-80f) & (squares <= 0x1p120f)))
-    limits[0] = mark_tile(t, splat(__builtin_inff()), big, NULL);
-  else
+  if (lanes & ~bits_of((squares >= 0x1p-80f) & (squares <= 0x1p120f))) {
+    struct sums all = {{0}, {0}};  // floats may not have held them
+    mark_tile(t, splat(__builtin_inff()), big, NULL, &all);
+    limits[0] = limit_of(&all);
+  } else {
     for (int l = 0; l < VF; l++) limits[0][l] = __builtin_sqrtf(squares[l]) / CONTRAST;
+  }
   // What each pass is to do is known before the first.
   int most = (int)max64(0, min64(MOST_PASSES, g->worth / WORTH_ONE)), passes = 0;
   unsigned first = 0, left = 0;
   for (;; passes++) {
-    vf limit = limits[passes], next = mark_tile(t, limit, big, passes ? NULL : some);
+    vf limit = limits[passes];
+    struct sums rest = {{0}, {0}};
+    mark_tile(t, limit, big, passes ? NULL : some, passes < most ? &rest : NULL);
     if (!passes) unseen(&down, &across, some, line, reach, zeros);
     uint16_t *found = passes < most ? low + passes * count : reach;  // the last are only counted
     unseen(&down, &across, big, line, reach, found);
@@ -239,6 +240,7 @@ static unsigned fft_again(const struct fft_tile *t, unsigned lanes, vf squares) 
     if (!passes) first = any;
     if (passes == most) left = any;
     if (!any || passes == most) break;
+    vf next = limit_of(&rest);
     limits[passes + 1] = select_lanes(next < 0.5f * limit, next, 0.5f * limit);
   }
   // A pass is for all lanes, a direct sum for those that need it.
@@ -261,8 +263,8 @@ static unsigned fft_again(const struct fft_tile *t, unsigned lanes, vf squares) 
   }
   for (int64_t o = 0; o < count; o++) zeros[o] &= (uint16_t)lanes;
   for (int64_t i = 0; i < t->rows.outs; i++)
-    write_lanes(&t->out, (t->rows.out + i) * g->out_w + t->columns.out, t->columns.outs,
-                zeros + i * t->columns.outs, NULL, t->bias, g->relu != 0);
+    fill_lanes(&t->out, (t->rows.out + i) * g->out_w + t->columns.out, t->columns.outs,
+               zeros + i * t->columns.outs, relu_if(g->relu != 0, t->bias));
   return left;
 }
 
@@ -316,20 +318,19 @@ static void fft_run(const struct work *k, int64_t item, void *scratch) {
   // keeps it where it belongs.
   unsigned left = 0;
   for (int l = 0; l < t->out.lanes; l++)
-    if (check[l] != 0.0f) {
-      int64_t c = group * VF + l;
-      doubt &= ~(1u << l);
-      if (k->doubt && t->rows.ins && t->columns.ins)
-        left |= 1u << l;
-      else
-        plain_tile(g, t->in.lane[l], t->in.step, k->w + c * g->kernel_h * g->kernel_w,
-                   k->bias ? k->bias[c] : 0.0f, (float *)t->out.lane[l], t->out.step, t->rows.out,
-                   t->rows.out + t->rows.outs, t->columns.out, t->columns.out + t->columns.outs);
-    }
+    if (check[l] != 0.0f) left |= 1u << l;
+  doubt &= ~left;
   if (doubt) left |= fft_again(t, doubt, high);
-  if (!k->doubt) return;
-  for (int l = 0; l < t->out.lanes; l++)
-    if (left >> l & 1) k->doubt[((image * outputs + group * VF + l) * tiles) + item % tiles] = 1.0f;
+  for (int l = 0; l < t->out.lanes; l++) {
+    int64_t c = group * VF + l;
+    if (!(left >> l & 1)) continue;
+    if (k->doubt && t->rows.ins && t->columns.ins)
+      k->doubt[(image * outputs + c) * tiles + item % tiles] = 1.0f;
+    else
+      plain_tile(g, t->in.lane[l], t->in.step, k->w + c * g->kernel_h * g->kernel_w,
+                 k->bias ? k->bias[c] : 0.0f, (float *)t->out.lane[l], t->out.step, t->rows.out,
+                 t->rows.out + t->rows.outs, t->columns.out, t->columns.out + t->columns.outs);
+  }
 }
 
 // -- weight gradient: an item is VF channels; images and tiles are added up as spectra ---------------

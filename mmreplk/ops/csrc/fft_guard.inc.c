@@ -6,9 +6,10 @@
 // sees a whole one, and only where a cell holds too little are the inputs looked at one by one.
 enum { CONTRAST = 4096, GRAD_CONTRAST = 4096 };
 // Passes over a tile without the larger inputs, at most, and only as many as take no longer than the direct sum of
-// the lanes that they mend (geometry.worth). Maps can be made of which each pass mends a little: how many passes a
-// tile needs follows from its inputs alone, so that a lane that needs more takes none.
-enum { MOST_PASSES = 2, WORTH_ONE = 1024 };
+// the lanes that they mend (geometry.worth), with what it takes to find out: as much again, to be safe. Maps can be
+// made of which each pass mends a little: how many passes a tile needs follows from its inputs alone, so that a lane
+// that needs more takes none.
+enum { MOST_PASSES = 2, WORTH_ONE = 2 * 1024 };
 
 // One axis of a tile: of each phase of the dilation, the pixels in runs of `size`, the last of which takes what
 // is left. native_plan.py chooses the size; it knows this rule.
@@ -271,19 +272,36 @@ static vf limit_of(const struct sums *s) {
   return limit;
 }
 
-// Inputs above a limit and, if `some` is not NULL, those that are not 0, of the rows that are in z; adds the squares
-// of those up to the limit.
-static void mark_line(const struct arc *a, const float *z, vf limit, uint16_t *big, uint16_t *some,
-                      struct sums *rest) {
-  struct sums sums = *rest;
-  for (int64_t j = 0; j < a->count; j++) {
-    vf t = load(z + on_circle(a, j) * POINT);
+INLINE void mark_run(const int with_some, const int with_rest, const float *z, int64_t count, vf limit,
+                     uint16_t *big, uint16_t *some, struct sums *rest) {
+  for (int64_t j = 0; j < count; j++) {
+    vf t = load(z + j * POINT);
     vi above = (t > limit) | (t < -limit);
     big[j] = (uint16_t)bits_of(above);
-    if (some) some[j] = (uint16_t)bits_of(t != zero());
-    add_square(&sums, (vf)((vi)t & ~above));
+    if (with_some) some[j] = (uint16_t)bits_of(t != zero());
+    if (with_rest) add_square(rest, (vf)((vi)t & ~above));
   }
-  *rest = sums;
+}
+// Inputs above a limit of the rows that are in z and, unless `some` is NULL, those that are not 0; unless `rest` is
+// NULL, the squares of those up to the limit are added to it.
+static void mark_line(const struct arc *a, const float *z, vf limit, uint16_t *big, uint16_t *some,
+                      struct sums *rest) {
+  struct sums sums = {{0}, {0}};
+  if (rest) sums = *rest;
+  int64_t part = min64(a->count, a->n - a->at);
+  for (int i = 0; i < 2; i++) {  // a row may pass the end of the circle
+    const float *p = i ? z : z + a->at * POINT;
+    int64_t from = i ? part : 0, count = i ? a->count - part : part;
+    if (some && rest)
+      mark_run(1, 1, p, count, limit, big + from, some + from, &sums);
+    else if (some)
+      mark_run(1, 0, p, count, limit, big + from, some + from, NULL);
+    else if (rest)
+      mark_run(0, 1, p, count, limit, big + from, NULL, &sums);
+    else
+      mark_run(0, 0, p, count, limit, big + from, NULL, NULL);
+  }
+  if (rest) *rest = sums;
 }
 
 // Inputs above a limit become 0.
@@ -300,8 +318,24 @@ static void write_lanes(const struct view *v, int64_t from, int64_t count, const
                         vf bias, int relu) {
   for (int64_t j = 0; j < count; j++) {
     if (!where[j]) continue;
-    vf t = relu_if(relu, (z ? load(z + j * POINT) : zero()) + bias);
+    vf t = relu_if(relu, load(z + j * POINT) + bias);
     for (int l = 0; l < v->lanes; l++)
       if (where[j] >> l & 1) ((float *)v->lane[l])[(from + j) * v->step] = t[l];
+  }
+}
+
+// The same of a value that all pixels share. The others of the row are written as they are.
+static void fill_lanes(const struct view *v, int64_t from, int64_t count, const uint16_t *where, vf value) {
+  unsigned any = 0;
+  for (int64_t j = 0; j < count; j++) any |= where[j];
+  for (int l = 0; l < v->lanes; l++) {
+    if (!(any >> l & 1)) continue;
+    float *p = (float *)v->lane[l] + from * v->step;
+    const float t = value[l];
+    if (v->step == 1)
+      for (int64_t j = 0; j < count; j++) p[j] = where[j] >> l & 1 ? t : p[j];
+    else
+      for (int64_t j = 0; j < count; j++)
+        if (where[j] >> l & 1) p[j * v->step] = t;
   }
 }
