@@ -62,6 +62,28 @@ INLINE void add_run(const float *p, int64_t count, int64_t step, vf *re, vf *im)
   *re = a + c, *im = b + d;
 }
 
+// Of whole cells of a constant size, for both rows in one: most of those of weight gradients.
+INLINE void add_cells(const int size, const float *p, int64_t cells, float *to) {
+  for (int64_t k = 0; k < cells; k++, p += size * POINT, to += VF) {
+    vf re = load(to), im = zero();
+    UNROLL for (int q = 0; q < size; q++) {
+      vf r = load(p + q * POINT), i = load(p + q * POINT + VF);
+      re += r * r, im += i * i;
+    }
+    store(to, re + im);
+  }
+}
+static int64_t add_whole_cells(const struct cells *c, int64_t before, const float *p, float *to) {
+  int64_t cells = min64(c->each * c->size == c->count ? c->each : c->each - 1, before / c->size);
+  switch (c->size) {
+    case 1: add_cells(1, p, cells, to); return cells;
+    case 2: add_cells(2, p, cells, to); return cells;
+    case 4: add_cells(4, p, cells, to); return cells;
+    case 8: add_cells(8, p, cells, to); return cells;
+  }
+  return 0;
+}
+
 // Adds the squares of a pair of rows, t and t + 1; without a second one its points are 0.
 static void add_squares(const struct guard *s, int64_t t, int two, const struct arc *a, const float *z) {
   const struct cells *c = &s->across;
@@ -70,7 +92,8 @@ static void add_squares(const struct guard *s, int64_t t, int two, const struct 
   float *second = s->squares + cell_of(&s->down, t + two) * wide * VF;
   for (int64_t phase = 0; phase < c->phases; phase++) {
     int64_t pixels, cells = cells_in(c, phase, &pixels);
-    for (int64_t k = 0; k < cells; k++) {
+    int64_t k = c->dil == 1 && first == second ? add_whole_cells(c, before, z + a->at * POINT, first) : 0;
+    for (; k < cells; k++) {
       int64_t q = k * c->size, end = k + 1 < cells ? q + c->size : pixels;
       int64_t j = phase + q * c->dil, cut = end;
       if (phase + end * c->dil > before) cut = max64(q, min64(end, ceil_div(before - phase, c->dil)));
@@ -157,31 +180,43 @@ static unsigned doubtful(vf low, vf high, const struct view *v, int64_t width, i
 // A tap sees nearly all of a map; where the level of a tile comes from a small part of it, the taps that do not
 // see this part, or for which the other map is 0 there, drown. So cells, smaller than those above and without
 // regard to the dilation, are compared with the whole tile, in both maps.
-static inline int64_t grad_cell(int64_t count) { return max64(1, min64(8, count / 8)); }
+// Up to 64 pixels an axis has eight cells at most, of a size that is quick to add up; rows come in pairs.
+static inline int64_t grad_cell(int64_t count) { return count > 32 ? 8 : count > 16 ? 4 : count > 8 ? 2 : 1; }
 // No axis has more cells than max(15, points / 8).
 static int64_t grad_squares_room(int64_t rows, int64_t columns) {
   return max64(16, rows / 8 + 1) * max64(16, columns / 8 + 1) * VF;
 }
 static struct guard grad_guard(int64_t rows, int64_t columns, float *squares) {
-  return guard_of(rows, columns, 1, 1, grad_cell(rows), grad_cell(columns), squares);
+  return guard_of(rows, columns, 1, 1, max64(2, grad_cell(rows)), grad_cell(columns), squares);
 }
 
 // Lanes in which at least one of 16 cells that are not 0 lies far below the tile. Single ones are met by chance
 // where few pixels are not 0.
 static unsigned grad_doubt(const struct guard *s) {
   const float contrast = (float)GRAD_CONTRAST * GRAD_CONTRAST;
-  vf sum = zero(), below = zero(), some = zero(), one = splat(1.0f);
+  vf sum = zero();
+  vi below = {0}, some = {0};
   int64_t down = all_cells(&s->down), across = all_cells(&s->across);
-  for (int64_t t = 0; t < down * across; t++) sum += load(s->squares + t * VF);
-  for (int64_t u = 0; u < down; u++)
+  int64_t last_width = s->across.count - (across - 1) * s->across.size;
+  int64_t last_tall = s->down.count - (down - 1) * s->down.size;
+  vf part[4] = {sum, sum, sum, sum};  // additions need not wait for one another
+  int64_t t = 0;
+  for (; t + 4 <= down * across; t += 4)
+    UNROLL for (int i = 0; i < 4; i++) part[i] += load(s->squares + (t + i) * VF);
+  for (; t < down * across; t++) sum += load(s->squares + t * VF);
+  sum += (part[0] + part[1]) + (part[2] + part[3]);
+  for (int64_t u = 0; u < down; u++) {
+    int64_t tall = u + 1 < down ? s->down.size : last_tall;
+    const vf level = sum * ((float)(tall * s->across.size) / contrast);
+    const vf last = sum * ((float)(tall * last_width) / contrast);
     for (int64_t v = 0; v < across; v++) {
-      int64_t tall = u + 1 < down ? s->down.size : s->down.count - u * s->down.size;
-      int64_t width = v + 1 < across ? s->across.size : s->across.count - v * s->across.size;
       vf e = load(s->squares + (u * across + v) * VF);
-      some += select_lanes(e != 0.0f, one, zero());
-      below += select_lanes((e != 0.0f) & (e * (contrast / (float)(tall * width)) < sum), one, zero());
+      vi here = e != 0.0f;
+      some -= here;
+      below -= here & (e < (v + 1 < across ? level : last));
     }
-  return bits_of((below > 0.0f) & (below * 16.0f >= some));
+  }
+  return bits_of((below > 0) & (below * 16 >= some));
 }
 
 static void tell_doubt(const struct work *k, int64_t group, unsigned doubt) {
