@@ -11,7 +11,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 # By dtype: the largest error allowed, as a share of the reference's root mean square, and as a
-# share of each value. Sums of up to 2601 products of normal numbers; 16-bit outputs are rounded.
+# share of each value; the two are added up. 16-bit outputs are rounded. Direct sums of normal
+# numbers in float32 have erred by 0.82e-5 of the root mean square for 31 x 31 kernels on 512 x 512
+# maps and by 1.14e-5 for 51 x 51, for which the README promises 2e-5.
 TOLERANCE = {
     torch.float64: (1e-12, 1e-12),
     torch.float32: (1e-5, 1e-5),

@@ -1,5 +1,7 @@
 """What a call costs where it is made to cost much: counted, not timed."""
 
+import struct
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,23 +87,91 @@ def stairs(levels, size=96):
     return x
 
 
+@pytest.fixture(name='summed')
+def _summed(monkeypatch):
+    """Of each call of a direct sum in the place of the FFT: planes, and outputs of one of them."""
+    calls, module = [], native._native
+
+    class Counted:
+        def __getattr__(self, name):
+            return getattr(module, name)
+
+        def run(self, kernel, isa, threads, geometry, *of):
+            if kernel in (native._LANES_FORWARD, native._ROWS_FORWARD):
+                sizes = struct.unpack('24q', geometry)
+                calls.append((sizes[1] * sizes[2] * sizes[5], sizes[12] * sizes[13]))
+            return module.run(kernel, isa, threads, geometry, *of)
+
+    monkeypatch.setattr(native, '_native', Counted())
+    return calls
+
+
+def promised(out, x, weight):
+    half = weight.shape[-1] // 2
+    right = F.conv2d(x.double(), weight.double(), None, 1, half, 1, len(weight))
+    seen = F.max_pool2d(F.pad(x.double().abs(), (half, ) * 4), weight.shape[-1], 1)
+    taps = weight.double().square().sum((1, 2, 3)).sqrt()[:, None, None]
+    return bool(((out - right).abs() <= 2.0**-11 * seen * taps).all())
+
+
 @needs_kernels
-@pytest.mark.parametrize(('size', 'counts'), [(5, (0, 1, 1)), (21, (0, 0, 1))])
-def test_steps_without_end_are_for_the_direct_sum(monkeypatch, size, counts):
-    """Few passes, none of small kernels, then the plane once directly; ordinary maps never."""
-    summed, run = [], native.direct_forward
-    monkeypatch.setattr(native, 'direct_forward',
-                        lambda *of: summed.append(of[-2].out_channels) or run(*of))
+@pytest.mark.parametrize(('size', 'counts'), [(5, (0, 20, 20)), (21, (0, 1, 1))])
+def test_steps_without_end_are_for_the_direct_sum(summed, size, counts):
+    """The plane that has them, alone if that saves more than a call takes; ordinary maps never."""
     weight, half = torch.randn(20, 1, size, size), size // 2
     for levels, count in zip((1, 2, 7), counts, strict=True):
         summed.clear()
         x = stairs(levels)
         out = large_kernel_dwconv2d(x, weight, padding=half, backend='fft')
-        assert summed == [1] * count
-        right = F.conv2d(x.double(), weight.double(), None, 1, half, 1, 20)
-        seen = F.max_pool2d(F.pad(x.double().abs(), (half, ) * 4), size, 1)
-        taps = weight.double().square().sum((1, 2, 3)).sqrt()[:, None, None]
-        assert bool(((out - right).abs() <= 2.0**-11 * seen * taps).all())
+        assert [planes for planes, _ in summed] == [count] * (count > 0)
+        assert promised(out, x, weight)
+
+
+def crafted(kind, size):
+    rows, columns = torch.arange(size)[:, None], torch.arange(size)
+    if kind == 'half':
+        return torch.where(rows < size // 2, 1e8, 1.0)
+    if kind == 'board':
+        return torch.where((rows // 16 + columns // 16) % 2 == 0, 1e8, 1.0)
+    if kind == 'slope':
+        return 10.0 ** (16.0 * (rows + columns) / size - 16)
+    out = torch.ones(size, size)
+    out[size // 3, size // 5] = 1e8 if kind == 'pixel' else torch.nan
+    return out
+
+
+@needs_kernels
+@pytest.mark.parametrize('last', [False, True])
+@pytest.mark.parametrize('kernel', [5, 13, 31])
+@pytest.mark.parametrize('kind', ['half', 'board', 'slope', 'pixel', 'nan'])
+def test_no_output_is_summed_twice(summed, kind, kernel, last):
+    """Whatever the map: at most one product of spectra that is in vain, and the direct sum."""
+    for channels, size in ((19, 64), (3, 250)):
+        summed.clear()
+        x = torch.randn(2, channels, size, size) * crafted(kind, size)
+        x = x.contiguous(memory_format=torch.channels_last) if last else x
+        weight = torch.randn(channels, 1, kernel, kernel)
+        out = large_kernel_dwconv2d(x, weight, padding=kernel // 2, backend='fft')
+        assert sum(planes * outputs for planes, outputs in summed) <= out.numel()
+        if kind == 'nan':
+            right = large_kernel_dwconv2d(x, weight, padding=kernel // 2, backend='direct')
+            assert torch.equal(out.isnan(), right.isnan())
+            assert torch.allclose(out, right, rtol=0, atol=1e-4 * kernel, equal_nan=True)
+        else:
+            assert promised(out, x, weight)
+
+
+@needs_kernels
+def test_planes_are_left_in_any_number(summed):
+    """One of many, several of a few images: each with its own weights and bias."""
+    x, weight, bias = torch.randn(3, 40, 60, 60), torch.randn(20, 1, 13, 13), torch.randn(20)
+    x = x[:, ::2]  # not dense, too
+    where = [(0, 3), (0, 4), (2, 19)]
+    for n, c in where:
+        x[n, c] *= crafted('half', 60)
+    out = large_kernel_dwconv2d(x, weight, bias, padding=6, backend='fft')
+    assert sum(planes for planes, _ in summed) == len(where)
+    assert promised(out - bias[:, None, None], x, weight)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from ..problem import Problem
-from .plan import Tiles
+from .plan import Tiles, direct_cost, fft_cost
 
 # Cells of fewer pixels would cost more than to look at each pixel.
 FEWEST_PIXELS = 4
@@ -35,6 +35,17 @@ def backward_cells(problem: Problem, tiles: Tiles) -> tuple[int, int]:
         for size, outs, kernel, before, dilation, length in zip(
             (problem.height, problem.width), problem.out_size, problem.kernel, (top, left),
             problem.dilation, tiles.outputs, strict=True)))
+
+
+@lru_cache(maxsize=4096)
+def worth(problem: Problem, lanes: int) -> int:
+    """How many products of spectra take as long as the direct sums of the same planes, times 1024.
+
+    It depends on one plane alone, so that results do not depend on how many there are.
+    """
+    problem = problem._replace(batch=8, channels=lanes, multiplier=1, channels_last=False)
+    return int(1024 * direct_cost(problem, 'forward', lanes).cost
+               / fft_cost(problem, 'forward', lanes))
 
 
 def _both(axes: tuple[tuple[int, bool], tuple[int, bool]]) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
-from .contrast import backward_cells, forward_cells
+from .contrast import backward_cells, forward_cells, worth
 from .plan import Tiles, direct_cost, fft_tiles
 
 try:
@@ -143,16 +143,86 @@ def fft_forward(x: Tensor, spectrum: Tensor, weight: Tensor, bias: Tensor | None
     """The convolution as a product of spectra; the weights serve where x holds NaN or Inf."""
     call = _call(problem, isa)
     out = _room(*call.out_shape, memory_format=call.out_format)
-    left = torch.zeros(problem.batch, problem.out_channels, dtype=torch.int32, device='cpu')
+    left = torch.zeros(problem.batch, problem.out_channels, *call.tiles.grid(problem.out_size),
+                       dtype=torch.float32, device='cpu')
     _native.run(_FFT_FORWARD, call.isa, torch.get_num_threads(), call.geometry, memory(x),
-                memory(weight), memory(spectrum), memory(bias), _held(left), memory(out))
+                memory(weight), memory(spectrum), memory(bias), memory(left), memory(out))
     if left.any():
-        one = problem._replace(batch=1, channels=1, multiplier=1, channels_last=False)
-        for n, c in left.nonzero().tolist():
-            at = c // problem.multiplier
-            plane = x[n:n + 1, at:at + 1].contiguous(memory_format=torch.contiguous_format)
-            out[n, c] = direct_forward(plane, weight[c:c + 1], None if bias is None else
-                                       bias[c:c + 1], one, isa)[0, 0]
+        _forward_directly(out, left, x, weight, bias, problem, call)
+    return out
+
+
+# Bytes of the maps that are copied for the direct sum of what is left, at a time.
+_LEFT = 4 << 20
+
+# Nanoseconds of a call for the tiles at one place: where there is little to do, that is most of it.
+_CALL = 60_000
+
+
+def _forward_directly(out: Tensor, left: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
+                      problem: Problem, call: '_Call') -> None:
+    """Put the direct sum in the place of tiles ``(N, C, rows, columns)`` that are left to it.
+
+    Whole planes, or everything, unless the tiles alone are quicker: for any map this takes no more
+    than the direct sum of all of it, or little more.
+    """
+    planes, places = left.flatten(2).any(2), left.flatten(0, 1).any(0)
+    cost = direct_cost(problem, 'forward', lanes(call.isa)).cost
+    share = planes.float().mean().item()
+    if share * cost + _CALL > cost:
+        planes = torch.ones_like(planes)
+    elif places.sum().item() * _CALL + left.mean().item() * cost < share * cost:
+        planes = left.flatten(2).all(2)
+    if planes.all():
+        _native.run(call.forward, call.isa, torch.get_num_threads(), call.geometry, memory(x),
+                    memory(weight), 0, memory(bias), 0, memory(out))
+        return
+    height, width = problem.out_size
+    _sum_tiles(out, planes.nonzero(), x, weight, bias, problem, (slice(0, height), slice(0, width)),
+               call.isa)
+    left[planes] = 0
+    rows, columns = call.tiles.outputs
+    for row, column in left.flatten(0, 1).any(0).nonzero().tolist():
+        to = (slice(row * rows, min((row + 1) * rows, height)),
+              slice(column * columns, min((column + 1) * columns, width)))
+        _sum_tiles(out, left[:, :, row, column].nonzero(), x, weight, bias, problem, to, call.isa)
+
+
+def _sum_tiles(out: Tensor, planes: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
+               problem: Problem, to: tuple[slice, slice], isa: int) -> None:
+    """Some outputs of planes, each (image, output channel), as planes of their own."""
+    if not len(planes):
+        return
+    inputs, padding = [], []
+    for axis, part in enumerate(to):
+        before, reach = problem.padding[2 * axis], problem.reach[axis]
+        begin = max(0, part.start - before)
+        end = min((problem.height, problem.width)[axis], part.stop - before + reach - 1)
+        inputs.append(slice(begin, end))
+        padding += [begin - part.start + before, part.stop - before + reach - 1 - end]
+    sizes = [part.stop - part.start for part in inputs]
+    one = problem._replace(batch=1, channels=1, multiplier=1, channels_last=False, height=sizes[0],
+                           width=sizes[1], padding=tuple(padding))
+    bytes_of_one = 4 * (math.prod(sizes) + math.prod(one.out_size))
+    for some in planes.split(max(1, _LEFT // bytes_of_one)):
+        n, c = some.unbind(1)
+        maps = x[n, c // problem.multiplier, inputs[0], inputs[1]].contiguous()
+        out[n, c, to[0], to[1]] = _direct_planes(
+            maps, weight[c], None if bias is None else bias[c], one, isa)
+
+
+def _direct_planes(x: Tensor, weight: Tensor, bias: Tensor | None, one: Problem, isa: int
+                   ) -> Tensor:
+    """Planes ``(count, H, W)``, each with weights of its own. `one`: the problem of one of them.
+
+    Calls of another count each time are cheap: nothing is planned for a count.
+    """
+    count, width = len(x), lanes(isa)
+    rows = direct_cost(one._replace(channels=2 * width), 'forward', width).rows
+    out = _room(count, *one.out_size)
+    geometry = _geometry(one._replace(channels=count), Tiles((0, 0), (1, 1), 1, math.inf))
+    _native.run(_ROWS_FORWARD if rows else _LANES_FORWARD, isa, torch.get_num_threads(), geometry,
+                memory(x), memory(weight), 0, memory(bias), 0, memory(out))
     return out
 
 
@@ -221,6 +291,7 @@ def backward_supports(problem: Problem) -> bool:
 class _Call(NamedTuple):
     isa: int
     geometry: bytes
+    tiles: Tiles
     forward: int  # kernels of the direct sum
     weight_grad: int
     spectrum_size: int
@@ -242,17 +313,25 @@ def _call(problem: Problem, isa: int, like: Problem | None = None, back: bool = 
     width = lanes(isa)
     # Where there is none, one whose plan fails.
     tiles = fft_tiles(like or problem, width) or Tiles((0, 0), (1, 1), 1, math.inf)
-    geometry = struct.pack(
-        '23q', problem.channels_last, problem.batch, problem.channels, problem.height,
-        problem.width, problem.multiplier, *problem.kernel, problem.padding[0], problem.padding[2],
-        *problem.dilation, *problem.out_size, *tiles.points, *tiles.outputs,
-        problem.relu, *((0, 0) if math.isinf(tiles.cost) else forward_cells(problem, tiles)),
-        *(backward_cells(like or problem, tiles) if back else (0, 0)))
+    geometry = _geometry(
+        problem, tiles, (0, 0) if math.isinf(tiles.cost) else forward_cells(problem, tiles),
+        backward_cells(like or problem, tiles) if back else (0, 0),
+        0 if math.isinf(tiles.cost) or back else worth(problem, width))
     groups = -(-problem.out_channels // width)
     frequencies = tiles.points[1] // 2 + 1
     rows = direct_cost(problem, 'forward', width).rows
     grad_rows = direct_cost(problem, 'weight_grad', width).rows
-    return _Call(isa, geometry, _ROWS_FORWARD if rows else _LANES_FORWARD,
+    return _Call(isa, geometry, tiles, _ROWS_FORWARD if rows else _LANES_FORWARD,
                  _ROWS_WEIGHT_GRAD if grad_rows else _LANES_WEIGHT_GRAD,
                  groups * frequencies * tiles.points[0] * 2 * width, problem.out_shape,
                  problem.memory_format)
+
+
+def _geometry(problem: Problem, tiles: Tiles, cells: tuple[int, int] = (0, 0),
+              back_cells: tuple[int, int] = (0, 0), direct_worth: int = 0) -> bytes:
+    """The struct of this name in csrc/dwconv.h."""
+    return struct.pack(
+        '24q', problem.channels_last, problem.batch, problem.channels, problem.height,
+        problem.width, problem.multiplier, *problem.kernel, problem.padding[0], problem.padding[2],
+        *problem.dilation, *problem.out_size, *tiles.points, *tiles.outputs, problem.relu, *cells,
+        *back_cells, direct_worth)

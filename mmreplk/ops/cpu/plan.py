@@ -158,6 +158,10 @@ class Tiles(NamedTuple):
     count: int
     cost: float  # of all tiles, for as many planes as there are lanes
 
+    def grid(self, out_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of tiles."""
+        return tuple(ceil_div(o, t) for o, t in zip(out_size, self.outputs, strict=True))
+
 
 @lru_cache(maxsize=4096)
 def fft_tiles(problem: Problem, lanes: int) -> Tiles | None:

@@ -21,6 +21,7 @@ struct geometry {
   // FFT kernels, see fft_guard.inc.c: the cells of a tile's input and, for FFT_BACKWARD, of its output
   // gradient. 0: none are needed, each output sees all of a tile; -1: none serve.
   int64_t cell_h, cell_w, back_h, back_w;
+  int64_t worth;  // FFT_FORWARD: the time of direct sums in that of products of spectra, in parts of 1024
 };
 
 struct work {
@@ -32,8 +33,8 @@ struct work {
   const float *gy;        // gradient of the output (weight gradients only)
   float *y;               // output map, weight gradient or spectrum
   // FFT's weight gradients: one per output channel, set to 1 if some of its planes have contrast in which taps
-  // may drown (fft_guard.inc.c), else to 0. FFT_FORWARD: one per output plane, 0 before, set to 1 where outputs
-  // are left that would take more passes. The caller sums such channels or planes directly.
+  // may drown (fft_guard.inc.c), else to 0. FFT_FORWARD: one per tile of each output plane, 0 before, set to 1
+  // for tiles that would take more passes or that hold NaN or Inf. The caller sums such channels or tiles directly.
   float *doubt;
   const struct plan *plan_h, *plan_w;
   // Both gradients in one (FFT_BACKWARD; y is the weights' then, multiplier is 1):

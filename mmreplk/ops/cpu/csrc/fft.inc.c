@@ -135,21 +135,33 @@ static int64_t fft_items(const struct work *k) {
   const struct geometry *g = &k->g;
   return g->batch * ceil_div(g->channels * g->multiplier, VF) * tile_count(g);
 }
-// Floats of the sums of squares of a tile of rows x columns; of the lanes in which an output is to be done again.
+// Floats of the sums of squares of a tile of rows x columns.
 static int64_t squares_room(int64_t rows, int64_t columns, const struct geometry *g, int64_t cell_h,
                             int64_t cell_w) {
   if (cell_h <= 0) return 0;
   struct cells down = cells_of(rows, g->dil_h, cell_h), across = cells_of(columns, g->dil_w, cell_w);
   return all_cells(&down) * all_cells(&across) * VF;
 }
+// Floats of the lanes in which an output sees nothing or is to be done again, and of the points that a row of
+// outputs sees.
 static int64_t again_room(const struct geometry *g) {
-  return g->cell_h ? ceil_div(g->tile_h * g->tile_w, VF) * VF : 0;
+  if (!g->cell_h) return 0;
+  int64_t columns = min64(g->width, g->points_w);
+  int64_t bits = (1 + MOST_PASSES) * g->tile_h * g->tile_w + columns + 2 * g->tile_w;
+  return ceil_div(bits, 2 * VF) * VF;
+}
+// The lanes in which inputs are large, and points that outputs see are, lie where the transforms need room only
+// later.
+static int64_t plane_or_marks(const struct geometry *g) {
+  int64_t rows = min64(g->height, g->points_h), columns = min64(g->width, g->points_w);
+  int64_t bits = g->cell_h ? 2 * rows * columns + (rows + 2 * g->tile_h) * g->tile_w : 0;
+  return max64(plane_room(g), ceil_div(bits, 2 * VF) * VF);
 }
 
 static size_t fft_scratch(const struct work *k) {
   const struct geometry *g = &k->g;
   return sizeof(float) *
-         (size_t)(row_room(g) + plane_room(g) + source_room(g) + again_room(g) +
+         (size_t)(row_room(g) + plane_or_marks(g) + source_room(g) + again_room(g) +
                   squares_room(min64(g->height, g->points_h), min64(g->width, g->points_w), g, g->cell_h,
                                g->cell_w));
 }
@@ -162,7 +174,7 @@ struct fft_tile {
   struct arc down, across;
   float *z, *plane;
   struct source *from;
-  uint16_t *again;  // [2][outputs of a tile]
+  uint16_t *again;  // [1 + MOST_PASSES][outputs of a tile], and a line
   vf bias;
 };
 
@@ -184,59 +196,75 @@ static void fft_product(const struct fft_tile *t, const struct guard *guard, con
   }
 }
 
-// Reads the tile once more, without transforming it. all, rest: see mark_line().
-static void mark_tile(const struct fft_tile *t, vf limit, uint16_t *big, double *all, double *rest) {
-  for (int l = 0; l < VF; l++) all[l] = rest[l] = 0;
+// Reads the tile once more, without transforming it: see mark_line().
+static void mark_tile(const struct fft_tile *t, vf limit, uint16_t *big, uint16_t *some, struct sums *rest) {
+  int64_t width = t->k->g.width;
   for (int64_t i = 0; i < t->rows.ins; i++) {
-    int64_t width = t->k->g.width;
     read_line(&t->in, (t->rows.in + i) * width + t->columns.in, width, &t->across, t->z);
-    mark_line(&t->across, t->z, limit, big + i * t->columns.ins, all, rest);
+    mark_line(&t->across, t->z, limit, big + i * t->columns.ins, some ? some + i * t->columns.ins : NULL, rest);
   }
 }
 
 // Does again, in some lanes, the outputs that see nothing but inputs far below the level of the tile: the larger
 // inputs, which they do not see, are left out, which takes the error with it. What is left can have such
-// outputs in its turn. Returns lanes in which there are some after MOST_PASSES.
-static unsigned fft_again(const struct fft_tile *t, unsigned lanes) {
+// outputs in its turn. squares: the tile's sum. Returns lanes that are for the direct sum; these are left as they are.
+static unsigned fft_again(const struct fft_tile *t, unsigned lanes, vf squares) {
   const struct geometry *g = &t->k->g;
-  struct window down = {t->rows.ins, t->rows.outs, t->rows.out - g->top - t->rows.in, g->kernel_h, g->dil_h};
-  struct window across = {t->columns.ins, t->columns.outs, t->columns.out - g->left - t->columns.in,
-                          g->kernel_w, g->dil_w};
-  int64_t count = t->rows.outs * t->columns.outs;
-  // Room that the transforms need only later.
-  uint16_t *big = (uint16_t *)t->plane, *reach = big + down.ins * across.ins;
-  uint16_t *zeros = t->again, *low = zeros + count;
-  double all[VF], rest[VF];
-  mark_tile(t, zero(), big, all, rest);
-  unseen(&down, &across, big, reach, zeros);
-  int passes = 0;
-  unsigned left = 0;
-  for (vf limit = limit_of(all);; passes++) {
-    mark_tile(t, limit, big, all, rest);
-    unseen(&down, &across, big, reach, low);
+  struct window down = met_window(t->rows.ins, t->rows.outs, t->rows.out - g->top - t->rows.in, g->kernel_h,
+                                  g->dil_h);
+  struct window across = met_window(t->columns.ins, t->columns.outs, t->columns.out - g->left - t->columns.in,
+                                    g->kernel_w, g->dil_w);
+  int64_t count = t->rows.outs * t->columns.outs, pixels = t->rows.ins * t->columns.ins;
+  uint16_t *big = (uint16_t *)t->plane, *some = big + pixels, *reach = some + pixels;
+  uint16_t *zeros = t->again, *low = zeros + count, *line = zeros + (1 + MOST_PASSES) * g->tile_h * g->tile_w;
+  vf limits[1 + MOST_PASSES];
+  if (lanes & ~bits_of((squares >= 0x1p-80f) & (squares <= 0x1p120f))) {
+    struct sums all = {{0}, {0}};  // floats may not have held them
+    mark_tile(t, splat(__builtin_inff()), big, NULL, &all);
+    limits[0] = limit_of(&all);
+  } else {
+    for (int l = 0; l < VF; l++) limits[0][l] = __builtin_sqrtf(squares[l]) / CONTRAST;
+  }
+  // What each pass is to do is known before the first.
+  int most = (int)max64(0, min64(MOST_PASSES, g->worth / WORTH_ONE)), passes = 0;
+  unsigned first = 0, left = 0;
+  for (;; passes++) {
+    vf limit = limits[passes];
+    struct sums rest = {{0}, {0}};
+    mark_tile(t, limit, big, passes ? NULL : some, passes < most ? &rest : NULL);
+    if (!passes) unseen(&down, &across, some, line, reach, zeros);
+    uint16_t *found = passes < most ? low + passes * count : reach;  // the last are only counted
+    unseen(&down, &across, big, line, reach, found);
     unsigned any = 0;
-    for (int64_t o = 0; o < count; o++) any |= low[o] &= (uint16_t)(lanes & ~(unsigned)zeros[o]);
-    if (!any) break;
-    if (passes == (g->kernel_h * g->kernel_w < WORTH_PASSES ? 0 : MOST_PASSES)) {
-      left = any;
-      break;
-    }
-    fft_product(t, NULL, &limit);
+    for (int64_t o = 0; o < count; o++) any |= found[o] &= (uint16_t)(lanes & ~(unsigned)zeros[o]);
+    if (!passes) first = any;
+    if (passes == most) left = any;
+    if (!any || passes == most) break;
+    vf next = limit_of(&rest);
+    limits[passes + 1] = select_lanes(next < 0.5f * limit, next, 0.5f * limit);
+  }
+  // A pass is for all lanes, a direct sum for those that need it.
+  if (passes * VF * (int64_t)WORTH_ONE > g->worth * __builtin_popcount(first & ~left)) left |= first;
+  lanes &= ~left;
+  for (int p = 0; p < passes; p++) {
+    uint16_t *mend = low + p * count;
+    unsigned any = 0;
+    for (int64_t o = 0; o < count; o++) any |= mend[o] &= (uint16_t)lanes;
+    if (!any) continue;
+    fft_product(t, NULL, &limits[p]);
     for (int64_t i = 0; i < t->rows.outs; i += 2) {
       int two = i + 1 < t->rows.outs;
       const float *a = t->plane + i * POINT;
       inverse_rows(t->k->plan_w, t->from, a, a + two * POINT, t->z);
       for (int r = 0; r <= two; r++)
         write_lanes(&t->out, (t->rows.out + i + r) * g->out_w + t->columns.out, t->columns.outs,
-                    low + (i + r) * t->columns.outs, t->z + r * VF, t->bias, g->relu != 0);
+                    mend + (i + r) * t->columns.outs, t->z + r * VF, t->bias, g->relu != 0);
     }
-    vf next = limit_of(rest);
-    limit = select_lanes(next < 0.5f * limit, next, 0.5f * limit);
   }
   for (int64_t o = 0; o < count; o++) zeros[o] &= (uint16_t)lanes;
   for (int64_t i = 0; i < t->rows.outs; i++)
-    write_lanes(&t->out, (t->rows.out + i) * g->out_w + t->columns.out, t->columns.outs,
-                zeros + i * t->columns.outs, NULL, t->bias, g->relu != 0);
+    fill_lanes(&t->out, (t->rows.out + i) * g->out_w + t->columns.out, t->columns.outs,
+               zeros + i * t->columns.outs, relu_if(g->relu != 0, t->bias));
   return left;
 }
 
@@ -254,8 +282,8 @@ static void fft_run(const struct work *k, int64_t item, void *scratch) {
   t->down = arc_of(t->rows.in - t->rows.out, t->rows.ins, g->points_h);
   t->across = arc_of(t->columns.in - t->columns.out, t->columns.ins, g->points_w);
   t->plane = t->z + row_room(g);
-  t->from = (struct source *)(t->plane + plane_room(g));
-  float *squares = t->plane + plane_room(g) + source_room(g);
+  t->from = (struct source *)(t->plane + plane_or_marks(g));
+  float *squares = (float *)t->from + source_room(g);
   t->again = (uint16_t *)squares;
   squares += again_room(g);
   struct guard guard;
@@ -279,8 +307,8 @@ static void fft_run(const struct work *k, int64_t item, void *scratch) {
   }
 
   unsigned doubt = 0;
+  vf low = splat(__builtin_inff()), high = zero();
   if (cells) {
-    vf low = splat(__builtin_inff()), high = zero();
     levels(&guard, &low, &high);
     doubt = doubtful(low, high, &t->in, g->width, t->rows.in, t->rows.ins, t->columns.in, t->columns.ins);
   } else if (g->cell_h < 0 && t->rows.ins && t->columns.ins) {
@@ -288,19 +316,21 @@ static void fft_run(const struct work *k, int64_t item, void *scratch) {
   }
   // A NaN or Inf in a tile's inputs or weights, or an overflow, spreads over its circle. A direct sum
   // keeps it where it belongs.
+  unsigned left = 0;
   for (int l = 0; l < t->out.lanes; l++)
-    if (check[l] != 0.0f) {
-      int64_t c = group * VF + l;
+    if (check[l] != 0.0f) left |= 1u << l;
+  doubt &= ~left;
+  if (doubt) left |= fft_again(t, doubt, high);
+  for (int l = 0; l < t->out.lanes; l++) {
+    int64_t c = group * VF + l;
+    if (!(left >> l & 1)) continue;
+    if (k->doubt && t->rows.ins && t->columns.ins)
+      k->doubt[(image * outputs + c) * tiles + item % tiles] = 1.0f;
+    else
       plain_tile(g, t->in.lane[l], t->in.step, k->w + c * g->kernel_h * g->kernel_w,
                  k->bias ? k->bias[c] : 0.0f, (float *)t->out.lane[l], t->out.step, t->rows.out,
                  t->rows.out + t->rows.outs, t->columns.out, t->columns.out + t->columns.outs);
-      doubt &= ~(1u << l);
-    }
-  unsigned left = doubt ? fft_again(t, doubt) : 0;
-  for (int l = 0; l < t->out.lanes; l++)
-    // Tiles of a plane may say so at once.
-    if (k->doubt && (left >> l & 1))
-      __atomic_store_n((int32_t *)k->doubt + image * outputs + group * VF + l, 1, __ATOMIC_RELAXED);
+  }
 }
 
 // -- weight gradient: an item is VF channels; images and tiles are added up as spectra ---------------

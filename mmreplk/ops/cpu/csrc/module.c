@@ -231,7 +231,11 @@ static PyObject *py_run(PyObject *self, PyObject *const *args, Py_ssize_t count)
   int64_t of_spectrum = spectrum || transformed ? spectrum_bytes(g, isas[v[1]]->lanes) : 0;
   // What the kernel tells of outputs that are to be summed directly stands in a place that is free.
   struct memory *told = v[0] == FFT_FORWARD ? &m[4] : v[0] == FFT_WEIGHT_GRAD ? &m[3] : NULL;
-  int64_t of_told = told && told->address ? floats(v[0] == FFT_FORWARD ? g->batch : 1, g->channels, g->multiplier, 1, 1) : 0;
+  int64_t of_told = 0;
+  if (told && told->address)
+    of_told = transformed ? floats(g->batch, g->channels, g->multiplier, ceil_div(g->out_h, g->tile_h),
+                                   ceil_div(g->out_w, g->tile_w))
+                          : floats(g->channels, g->multiplier, 1, 1, 1);
   if (told && !holds("the doubts", *told, of_told)) return NULL;
   if (!holds("x", m[0], spectrum ? 0 : input_bytes(g)) ||
       !holds("weight", m[1], map || spectrum ? weight_bytes(g) : 0) ||
