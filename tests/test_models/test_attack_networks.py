@@ -18,7 +18,7 @@ from attack_cases import attack
 from hypothesis import strategies as st
 from mmcv.cnn.utils.fuse_conv_bn import fuse_conv_bn
 from torch import nn
-from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from mmreplk import RepLKNet
 from mmreplk.models import replknet
@@ -161,6 +161,7 @@ NORMS = {
     'own forward': _of(_forward_of_its_own),
     'frozen': _of(lambda norm: norm.requires_grad_(False)),
 }
+COMPUTED = {name for name in CONVS if name.startswith(('weight', 'spectral', 'pruned'))}
 # Both branches alike, which merges.
 BOTH = ['bias', 'circular', 'reflect', 'dilated', 'same', 'backend torch', 'weight norm', 'pruned']
 
@@ -175,7 +176,7 @@ class Network(NamedTuple):
 
 
 @st.composite
-def networks(draw, hooks=6):
+def networks(draw, hooks=(0, 6), changes=(0, 4)):
     pick, integers = (lambda *values: draw(st.sampled_from(values))), st.integers
     stages = draw(integers(1, 2))
     kernels = [pick(5, 7, 9, 13) for _ in range(stages)]
@@ -193,8 +194,10 @@ def networks(draw, hooks=6):
         st.tuples(st.just('both'), st.sampled_from(BOTH), integers(0, 3)),
         st.tuples(st.just('norm'), st.sampled_from(list(NORMS)), integers(0, 60)),
         st.tuples(st.just('fused'), st.just(''), integers(0, 60)))
-    listeners = st.lists(st.tuples(st.sampled_from(HOOKS), integers(0, 200)), max_size=hooks)
-    return Network(options, tuple(draw(st.lists(change, max_size=4))), tuple(draw(listeners)),
+    listeners = [draw(st.tuples(st.sampled_from(HOOKS), integers(0, 200)))
+                 for _ in range(draw(integers(*hooks)))]
+    changed = [draw(change) for _ in range(draw(integers(*changes)))]
+    return Network(options, tuple(changed), tuple(listeners),
                    pick(*[None] * 8, 'forward', 'forward_pre'), pick(False, False, True),
                    draw(integers(0, 2**31)))
 
@@ -239,7 +242,11 @@ def _change(model, kind, name, place):
         if kind == 'both' and _has_small(model):
             picked += [f'{key}.small_conv.conv' for key in at]
     for key in picked:
-        # What cannot be done to a layer, as pruning a second time by a parametrization, is not.
+        module = model.get_submodule(key)
+        if name in COMPUTED and (parametrize.is_parametrized(module) or any(
+                key.startswith('weight_') for key in module._parameters)):
+            continue  # PyTorch's ways to compute a weight do not go together
+        # What cannot be done to a layer, as pruning a norm without weight, is not.
         with contextlib.suppress(ValueError, RuntimeError, AttributeError, KeyError, TypeError):
             change(model, key)
 
@@ -319,7 +326,7 @@ def image(network, size, last, dtype):
 SIZES = st.tuples(*[st.sampled_from([32, 35, 48])] * 2)
 
 
-@attack(30, network=networks(), size=SIZES, last=st.booleans(), grad=st.booleans())
+@attack(40, network=networks(), size=SIZES, last=st.booleans(), grad=st.booleans())
 def test_the_layers_decide(network, size, last, grad):
     """Outputs, gradients and every hook, as of the plain network in float64."""
     with warnings.catch_warnings():
@@ -351,7 +358,8 @@ def _everything(model):
         if value is not None]) for name, module in model.named_modules()]
 
 
-@attack(40, network=networks(hooks=2), size=SIZES, last=st.booleans())
+@attack(80, network=st.one_of(networks((0, 0), (1, 2)), networks((1, 1), (0, 1))), size=SIZES,
+        last=st.booleans())
 def test_deployment_keeps_the_function_or_changes_nothing(network, size, last):
     with warnings.catch_warnings():
         # Of PyTorch, about its older weight norm and hooks where no gradient is wanted.
