@@ -16,12 +16,15 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+TESTS = Path(__file__).resolve().parents[1]
+FOLDERS = [TESTS / 'ops'] + [TESTS / 'models'] * (find_spec('mmcv') is not None)
+sys.path[:0] = map(str, FOLDERS)
 INPUTS = 40  # of one round
 LONGEST = 600  # seconds a round may take before it counts as hung
 
@@ -35,8 +38,9 @@ def main() -> int:
     parser.add_argument('--child', help=argparse.SUPPRESS)  # a file for the count of one round
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for path in sorted(Path(__file__).parent.glob('test_attack_*.py')):
-        importlib.import_module(path.stem)
+    for path in sorted(path for folder in FOLDERS for path in folder.glob('test_attack_*.py')):
+        module = importlib.import_module(path.stem)
+        assert Path(module.__file__) == path, f'two files have the name of {path}'
     from attack_cases import PROPERTIES
     if arguments.child:
         return _round(*PROPERTIES[arguments.only], arguments.seed, Path(arguments.child))

@@ -21,6 +21,9 @@ PROPERTIES = {}  # what the campaign runs: name -> (function, strategies)
 def attack(examples, **strategies):
     """A hypothesis test that repeats exactly, and a property of the campaign."""
     def decorate(function):
+        known = PROPERTIES.get(function.__name__, (function, ))[0]
+        assert known.__code__.co_filename == function.__code__.co_filename, (
+            f'two properties have the name {function.__name__}')
         PROPERTIES[function.__name__] = function, strategies
         return settings(max_examples=examples, deadline=None, derandomize=True)(
             given(**strategies)(function))

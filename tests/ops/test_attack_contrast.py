@@ -207,7 +207,7 @@ def test_both_gradients_in_one_pass_decline(kind, monkeypatch):
 
 @attack(200, case=cases(backends=('fft', ), longest=60))
 def test_every_output_sees_a_whole_cell(case):
-    """What native_guard.py promises to the kernels, counted pixel by pixel."""
+    """What contrast.py promises to the kernels, counted pixel by pixel."""
     from mmreplk.ops.cpu.plan import Tiles
     from mmreplk.ops.problem import Problem
     problem = Problem(torch.float32, 'cpu', False, 1, 1, *case.size, 1, case.kernel, (1, 1),

@@ -1,4 +1,4 @@
-"""The CPU path: compiled kernels (native.py), ``torch.fft``, or oneDNN, by estimated time."""
+"""The CPU path: compiled kernels (kernels.py), ``torch.fft``, or oneDNN, by estimated time."""
 
 import os
 import threading

@@ -1,7 +1,7 @@
 """Estimated times of the CPU backends: which is the fastest, not how fast a machine is.
 
 The constants were fitted to measurements of two threads of one machine (AMD Zen 5, PyTorch 2.12);
-only their ratios matter to the choice. See native_plan.py for the compiled kernels' own.
+only their ratios matter to the choice. See plan.py for the compiled kernels' own.
 """
 
 import torch

@@ -11,7 +11,7 @@ With u half a unit in the last place, an output errs by at most
 ``u (4 + log2(points) / 4) |x| |w|``, roots of the sums of squares of the plane and of the kernel,
 where a direct sum of n products errs by ``n u sum |x w|`` over what the output sees. So a huge
 input anywhere in a plane would drown all small outputs, and NaN or Inf reach all of them:
-fft_mend.py corrects both in the convolution, and NaN and Inf in the gradient of the weights.
+contrast.py corrects both in the convolution, and NaN and Inf in the gradient of the weights.
 
 This is the path of machines without the compiled kernels, of float64, and of ``backend='fft'`` on
 a GPU.

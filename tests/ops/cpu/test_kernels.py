@@ -1,4 +1,4 @@
-"""The compiled kernels behind ``native.py``: results, threads, memory and the build."""
+"""The compiled kernels behind ``kernels.py``: results, threads, memory and the build."""
 
 import ctypes
 import mmap
@@ -110,7 +110,7 @@ def check(problem, isa):
         floored = forward(problem._replace(relu=True), x, weight, bias, isa, kind)
         assert torch.equal(floored, out.relu()), kind
         assert close(weight_grad(problem, x, grad, isa, kind), wide.grad), kind
-    # The entries of native.py, which choose between the two direct sums.
+    # The entries of kernels.py, which choose between the two direct sums.
     assert close(native.direct_forward(x, weight, bias, problem, isa), expected.detach())
     assert close(native.direct_weight_grad(x, grad, problem, isa), wide.grad)
     assert close(native.fft_weight_grad(x, grad, problem, isa), wide.grad)

@@ -11,7 +11,7 @@
 // order; input, output and its gradient share the order. Weights are [output channel][row][column].
 // All sizes are at least 1; top, left >= 0; the padding at the bottom and right is implied by out_h
 // and out_w. Element counts can exceed 2^31: every index is an int64_t.
-// native.py packs this struct: keep the two in step.
+// kernels.py packs this struct: keep the two in step.
 struct geometry {
   int64_t channels_last, batch, channels, height, width, multiplier;
   int64_t kernel_h, kernel_w, top, left, dil_h, dil_w, out_h, out_w;

@@ -3,7 +3,7 @@
 //
 // A tile is a rectangle of outputs. Output o of a tile that begins at a stands at point o - a of the
 // circle, input i at i - a, and the tap that reads at distance s = u * dilation - before at point s.
-// native.py chooses the number of points such that no other pair of points meets.
+// kernels.py chooses the number of points such that no other pair of points meets.
 //
 // A pair of rows is transformed in a line of its own, in the first-level cache, and leaves its
 // frequencies in two rows of the plane: column k of the plane, points_h points that follow one another, is

@@ -12,7 +12,7 @@ enum { CONTRAST = 4096, GRAD_CONTRAST = 4096 };
 enum { MOST_PASSES = 2, WORTH_ONE = 2 * 1024 };
 
 // One axis of a tile: of each phase of the dilation, the pixels in runs of `size`, the last of which takes what
-// is left. native_plan.py chooses the size; it knows this rule.
+// is left. plan.py chooses the size; it knows this rule.
 struct cells {
   int64_t count, dil, size;
   int64_t phases, each;  // cells of a phase, at most

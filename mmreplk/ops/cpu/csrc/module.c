@@ -1,4 +1,4 @@
-// mmreplk.ops.cpu._native: depth-wise convolutions of stride 1 on float32 maps in memory. native.py
+// mmreplk.ops.cpu._native: depth-wise convolutions of stride 1 on float32 maps in memory. kernels.py
 // passes the memory of tensors that it keeps alive, each as (address, bytes), 0 for none; every block is
 // checked to hold what the geometry asks of it, so that no mistake outside can reach beyond it. Functions:
 //
@@ -118,7 +118,7 @@ static int64_t floats(int64_t a, int64_t b, int64_t c, int64_t d, int64_t e) {
 }
 
 // Sides, and how far a kernel and its zeros reach: products of three of them and of a map that fits into
-// memory stay far below what an int64_t holds. native.py has smaller limits.
+// memory stay far below what an int64_t holds. kernels.py has smaller limits.
 enum { MOST = 1 << 26 };
 
 static int geometry_of(const char *bytes, Py_ssize_t size, struct geometry *g) {
