@@ -26,7 +26,7 @@ rm -rf "$build"/{mmreplk,tests,reports,objects}
 mkdir -p "$build"/{reports,objects}
 # Python takes the package from the folder, so that the sanitized module lies beside its sources.
 cp -r mmreplk tests "$build"
-rm -f "$build"/mmreplk/ops/_native*.so
+rm -f "$build"/mmreplk/ops/cpu/_native*.so
 include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 flags=(-O1 -g -std=gnu11 -ffp-contract=fast -fno-math-errno -fPIC -fno-omit-frame-pointer
        -fsanitize=address,undefined -fno-sanitize-recover=undefined)
@@ -40,7 +40,7 @@ for source in mmreplk/ops/cpu/csrc/*.c; do
 done
 for job in "${jobs[@]}"; do wait "$job"; done
 "$cc" -shared "${flags[@]}" "$build"/objects/*.o -lm -lpthread \
-  -o "$build/mmreplk/ops/_native.abi3.so"
+  -o "$build/mmreplk/ops/cpu/_native.abi3.so"
 
 # Python itself is not sanitized, so the runtime has to come first. What Python and PyTorch never
 # free is none of ours. A report goes to a file too, for tests run processes of their own.

@@ -28,7 +28,9 @@ class Branch:
                             'Merge the network before you add layers')
         self.name, self.conv, self.bn = name, layers.conv, layers.bn
         check_conv(self.conv, f'{name}.conv')
-        if not isinstance(self.bn, nn.Identity):
+        if isinstance(self.bn, nn.Identity):  # where another tool fused it
+            check_computes(self.bn, (nn.Identity.forward, ), f'{name}.bn')
+        else:
             check_foldable(self.bn)
             check_norm(self.bn, f'{name}.bn')
         self.crop = [0, 0, 0, 0]

@@ -20,7 +20,7 @@ from torch import nn
 
 from .blocks import ConvFFN, RepLKBlock, RepLKNetStage
 from .layers import FusedSequential, check_conv, check_foldable, check_norm, norm_affine, rounded
-from .plain import check_forward, set_values, unchanged_on_failure, value_of
+from .plain import check_forward, is_plain, set_values, unchanged_on_failure, value_of
 from .reparam import merge_kernels
 
 _VARIANCE = '.running_var'
@@ -158,7 +158,8 @@ def deploy_network(model: nn.Module) -> None:
                 setattr(parent, kind, nn.Identity())
         for module in model.modules():
             if type(module) is nn.Sequential and hasattr(module, 'conv'):
-                if type(getattr(module, 'bn', None)) is nn.Identity:  # where another tool fused it
+                # Where another tool fused it; hooks that listen to its place stay.
+                if hasattr(module, 'bn') and is_plain(module.bn, nn.Identity):
                     del module.bn
                 if hasattr(module, 'nonlinear'):
                     module.__class__ = FusedSequential

@@ -285,6 +285,9 @@ def everywhere(kind, calls):
         handle.remove()
 
 
+RAISED = RuntimeError, TypeError
+
+
 def outcome(model, x, calls, kind=None, grad=False):
     """Outputs, and gradients of everything if asked for; what it raised instead."""
     calls.clear()
@@ -299,15 +302,16 @@ def outcome(model, x, calls, kind=None, grad=False):
                         for out in outs)
             grads = torch.autograd.grad(total, wanted, allow_unused=True)
             return [*(out.detach() for out in outs), *grads]
-    except RuntimeError as error:  # sizes that do not fit any more
+    # Sizes that do not fit any more; PyTorch's older weight norm on what its own fusing replaced.
+    except RAISED as error:
         return error
 
 
 def agree(found, wanted, tolerance):
-    if isinstance(wanted, RuntimeError):
-        assert isinstance(found, RuntimeError), f'only the plain network raises: {wanted}'
+    if isinstance(wanted, RAISED):
+        assert isinstance(found, RAISED), f'only the plain network raises: {wanted}'
         return
-    assert not isinstance(found, RuntimeError), f'the plain network does not raise: {found}'
+    assert not isinstance(found, RAISED), f'the plain network does not raise: {found}'
     for a, b in zip(found, wanted, strict=True):
         assert (a is None) == (b is None)
         if b is None:
@@ -342,9 +346,9 @@ def test_the_layers_decide(network, size, last, grad):
             with plainly():
                 wanted = outcome(right, x.double(), expected, network.everywhere, grad)
             agree(found, wanted, 1e-8 if dtype == torch.float64 else 1e-3)
-            if not isinstance(wanted, RuntimeError):
+            if not isinstance(wanted, RAISED):
                 assert calls == expected
-        if not isinstance(wanted, RuntimeError):
+        if not isinstance(wanted, RAISED):
             for (name, a), b in zip(model.named_buffers(), right.buffers(), strict=True):
                 assert torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-3), name
 
@@ -392,8 +396,8 @@ def test_deployment_keeps_the_function_or_changes_nothing(network, size, last):
         counted = copy.copy(calls)
         with plainly():
             agree(outcome(model, x, calls), expected, 1e-9)
-        if not isinstance(expected, RuntimeError):
+        if not isinstance(expected, RAISED):
             assert calls == counted
         # What float32 makes of it by the faster products.
-        if not isinstance(expected, RuntimeError):
+        if not isinstance(expected, RAISED):
             agree(outcome(model.float(), x.float(), calls), expected, 1e-3)
