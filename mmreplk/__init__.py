@@ -26,18 +26,10 @@ def found_packages() -> dict[str, str | None]:
 
 
 if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
+    from . import training  # noqa: F401  # registers what configs name
     from .config.files import register_config_scope
     from .hub import register_hub_scope
     from .models import RepLKNet
-    from .training import (  # noqa: F401  # registers them
-        checkpoint_hook,
-        finite_loss,
-        fsdp,
-        layer_decay,
-        metrics_file,
-        recipe_samples,
-        resumable_rng,
-    )
 
     register_config_scope()
     register_hub_scope()

@@ -19,6 +19,8 @@ while (($#)); do
   esac
 done
 python=${PYTHON:-python} cc=${CC:-gcc}
+# The tests run in another folder.
+[[ $python == */* ]] && python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 
 mkdir -p "$build"
 build=$(cd "$build" && pwd)

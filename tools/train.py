@@ -10,25 +10,10 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 try:
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
-    from mmreplk.commands import (
-        arguments as cli,
-    )
-    from mmreplk.commands import (
-        checks as preflight,
-    )
-    from mmreplk.commands import (
-        launch,
-    )
-    from mmreplk.commands import (
-        shrink as reduce,
-    )
-    from mmreplk.commands import (
-        train_options as options,
-    )
-    from mmreplk.training import checkpoint_hook as checkpoints
-    from mmreplk.training import resumable
-    from mmreplk.training.finite_loss import use_finite_loss
-    from mmreplk.training.guarded_dataset import guard_data
+    from mmreplk.commands import arguments as cli
+    from mmreplk.commands import checks, launch, shrink
+    from mmreplk.commands import train_options as options
+    from mmreplk.training import harden, resumable
     from mmreplk.weights.safe_load import forbid_code
 except (ImportError, RuntimeError) as error:
     print(f'train.py: error: {error}', file=sys.stderr)
@@ -64,16 +49,14 @@ def main():
         if launch.restarts():
             resumable.resume_restarted(cfg)
         if args.reduce is not None:
-            preflight.check_scope(cfg)
-            notes.append(reduce.reduce_model(cfg, args.reduce))
-        notes.append(preflight.preflight_train(cfg, args.launcher))
+            checks.check_scope(cfg)
+            notes.append(shrink.reduce_model(cfg, args.reduce))
+        notes.append(checks.preflight_train(cfg, args.launcher))
         notes.append(launch.fit_to_hardware(cfg, args.launcher))
-        checkpoints.use_safe_checkpoints(cfg)
-        preflight.make_work_dir(cfg)
+        notes.append(harden(cfg))
+        checks.make_work_dir(cfg)
     with launch.process_group(cfg, args.launcher):
         runner = cli.build_runner(cfg, *notes)
-        guard_data(runner, repeatable=cfg.get('repeatable', True))
-        use_finite_loss(runner)
         runner.train()
     launch.finish(args.launcher)
 

@@ -1,20 +1,25 @@
 # Runtime of the detection experiments: hooks, visualizer, log and environment.
 default_scope = 'mmdet'
 custom_imports = dict(imports=['mmreplk'], allow_failed_imports=False)
+# MMEngine's Runner and hooks, for runs that may be killed on data that may be broken; see
+# mmreplk/training/README.md.
+runner_type = 'mmreplk.SafeRunner'
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50),
+    logger=dict(type='mmreplk.SafeLoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook',
+        type='mmreplk.SafeCheckpointHook',
         interval=1,
         max_keep_ckpts=3,
         save_best='coco/bbox_mAP',
         rule='greater'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),
-    recipe_samples=dict(type='RecipeSamplesHook'))
+    recipe_samples=dict(type='mmreplk.RecipeSamplesHook'),
+    repeatable=dict(type='mmreplk.RepeatableRandomHook'),
+    finite_loss=dict(type='mmreplk.FiniteLossHook'))
 
 env_cfg = dict(
     cudnn_benchmark=False,

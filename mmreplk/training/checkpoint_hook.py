@@ -6,15 +6,13 @@ from collections.abc import Callable
 from glob import escape as glob_escape
 from glob import glob
 
-from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
-from ..config.edit import replace_default_hook
 from ..files import DRAFT, write_whole
+from ..registry import HOOKS, register
 from .own_files import checkpoint_folder, forget_others, lies_in
 
 BACKEND = 'mmreplk_whole_files'
@@ -56,7 +54,7 @@ class _RemovingLater:
         self.removals.append(('rmtree', path))
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class SafeCheckpointHook(CheckpointHook):
     """MMEngine's ``CheckpointHook``, for runs that may be killed at any moment.
 
@@ -148,12 +146,3 @@ def _validation_is_due(runner) -> bool:
         return False
     loop._decide_current_val_interval()
     return 0 < done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
-
-
-def use_safe_checkpoints(cfg: Config) -> None:
-    """Put ``SafeCheckpointHook`` where a config has MMEngine's, or nothing; other hooks stay.
-
-    Args:
-        cfg (Config): The full config, changed in place.
-    """
-    replace_default_hook(cfg, 'checkpoint', CheckpointHook, 'SafeCheckpointHook', interval=1)

@@ -7,13 +7,13 @@ from mmengine.config import Config
 from mmengine.dist import all_reduce_params
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 
 from ..config.edit import import_in_config
 from ..config.types import class_of
+from ..registry import HOOKS, OPTIM_WRAPPERS, register
 
 
-@OPTIM_WRAPPERS.register_module()
+@register(OPTIM_WRAPPERS)
 class CpuAmpOptimWrapper(OptimWrapper):
     """Mixed precision on a CPU: bfloat16 under autocast.
 
@@ -32,7 +32,7 @@ class CpuAmpOptimWrapper(OptimWrapper):
             yield
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class AverageBuffersHook(Hook):
     """Average the running statistics of BN over the processes, after every iteration.
 

@@ -7,12 +7,13 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS
+
+from ..registry import HOOKS, register
 
 POLICIES = ('stop', 'skip')
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class FiniteLossHook(Hook):
     """Stop a run whose loss is NaN or infinite, or leave such iterations out; name their files.
 
@@ -112,7 +113,7 @@ class FiniteLossHook(Hook):
                   '(optim_wrapper.clip_grad)')
         if self.policy == 'stop':
             advice += (', or leave such iterations out: '
-                       "custom_hooks=[dict(type='FiniteLossHook', policy='skip')]")
+                       "default_hooks.finite_loss.policy='skip'")
         raise FloatingPointError(
             f'{text} {"It is one too many in a row. " if self._skipped else ""}The run ends here; '
             f'its last checkpoint is from before. {advice}.')
@@ -153,13 +154,3 @@ def batch_files(data_batch) -> list[str]:
 def _buffers(runner) -> dict[str, torch.Tensor]:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     return dict(model.named_buffers())
-
-
-def use_finite_loss(runner) -> None:
-    """Add the hook to a Runner that has none.
-
-    Args:
-        runner (Runner): MMEngine's.
-    """
-    if not any(isinstance(hook, FiniteLossHook) for hook in runner.hooks):
-        runner.register_hook(FiniteLossHook())

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from mmengine.dist import get_rank
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch.utils.data import Dataset
 
-from .labels import LabelRule, ignored_by, label_rules
-from .resumable_rng import NumberedIndex, NumberingSampler, RepeatableRandomHook, seed_for_sample
+from ..registry import DATASETS
+from .labels import LabelRule
+from .resumable_rng import NumberedIndex, seed_for_sample
 
 # Where the codebases keep the files that a sample is made of.
 FILE_KEYS = ('img_path', 'seg_map_path')
@@ -19,6 +20,7 @@ class SampleError(RuntimeError):
     """A sample that cannot be used; the message names its files."""
 
 
+@DATASETS.register_module()
 class GuardedDataset(Dataset):
     """A data set around another one; whatever is not defined here is that one's.
 
@@ -34,7 +36,7 @@ class GuardedDataset(Dataset):
 
     def __init__(self, dataset: dict, labels: tuple[LabelRule, ...] = (),
                  seed: int | None = None):
-        self.inner = DATASETS.build(dataset)
+        self.inner = MMENGINE_DATASETS.build(dataset)
         self._labels, self._seed, self._rank = labels, seed, get_rank()
 
     def __len__(self) -> int:
@@ -127,27 +129,3 @@ def _labels(sample) -> Iterator[np.ndarray]:
         if labels.is_floating_point():  # soft labels
             continue
         yield labels.numpy()
-
-
-def guard_data(runner, repeatable: bool = False) -> None:
-    """Guard the data of a Runner whose loops are not built yet.
-
-    Args:
-        runner (Runner): MMEngine's, changed in place. Loaders that are objects already stay.
-        repeatable (bool): Whether the randomness of the training is to depend on the seed and on
-            counters alone; see :mod:`.resumable_rng`. Defaults to False.
-    """
-    for phase in ('train', 'val', 'test'):
-        loader = getattr(runner, f'_{phase}_dataloader', None)
-        if not isinstance(loader, dict) or not isinstance(loader.get('dataset'), dict):
-            continue
-        loader = dict(loader)
-        labels = label_rules(runner.cfg, phase, ignored_by(loader['dataset']))
-        dataset = dict(type=GuardedDataset, dataset=loader['dataset'], labels=labels)
-        if phase == 'train' and repeatable and isinstance(loader.get('sampler'), dict):
-            dataset['seed'] = runner.seed
-            loader['sampler'] = dict(type=NumberingSampler, sampler=loader['sampler'])
-        loader['dataset'] = dataset
-        setattr(runner, f'_{phase}_dataloader', loader)
-    if repeatable:
-        runner.register_hook(RepeatableRandomHook())

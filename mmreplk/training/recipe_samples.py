@@ -2,14 +2,15 @@
 
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
+
+from ..registry import HOOKS, register
 
 TOLERANCE = 0.01  # part of the recipe's samples: rounding to whole batches stays below it
 META_KEY = 'samples_seen'
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class RecipeSamplesHook(Hook):
     """Say in one line, when training starts, if a run sees more or fewer images than its recipe.
 

@@ -15,8 +15,10 @@ import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import DATA_SAMPLERS, HOOKS
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_SAMPLERS
 from torch.utils.data import Sampler
+
+from ..registry import DATA_SAMPLERS, HOOKS, register
 
 GRADIENTS = 'accumulated_gradients'  # a key in checkpoints
 _NETWORK, _SAMPLE = 0, 1
@@ -69,6 +71,7 @@ class NumberedIndex(int):
         return NumberedIndex, (int(self), self.number)
 
 
+@register(DATA_SAMPLERS)
 class NumberingSampler(Sampler):
     """A sampler around another one, which numbers what that yields.
 
@@ -81,7 +84,7 @@ class NumberingSampler(Sampler):
     """
 
     def __init__(self, sampler: dict, dataset, seed: int | None = None):
-        self.inner = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
+        self.inner = MMENGINE_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
         self.number = 0
         if hasattr(self.inner, 'skip'):  # a loop asks for it by name
             self.skip = self._skip
@@ -115,12 +118,14 @@ class NumberingSampler(Sampler):
         self.number = num_samples
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class RepeatableRandomHook(Hook):
     """Seed every iteration by itself, and keep what an accumulated step has gathered so far.
 
     Also compares where the processes resume: one that does not see the checkpoint of the first
-    would begin at iteration 0, and they would wait for each other at the end.
+    would begin at iteration 0, and they would wait for each other at the end. ``repeatable =
+    False`` in the config switches the seeding off; training samples are numbered by
+    :class:`.runner.SafeRunner`.
     """
 
     priority = 'VERY_HIGH'
@@ -144,6 +149,8 @@ class RepeatableRandomHook(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         """Seed the generators of this process."""
+        if not runner.cfg.get('repeatable', True):
+            return
         apart = (runner.cfg.get('randomness') or {}).get('diff_rank_seed', False)
         seed_for_iteration(runner.seed, get_rank() if apart else 0, runner.iter)
 

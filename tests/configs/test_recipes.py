@@ -216,7 +216,7 @@ def test_batch_and_samples(name):
     data = dict(mmdet='coco', mmpretrain='imagenet').get(scope_of(name))
     per_length = TRAIN_IMAGES[data] if data else recipe.batch
     hook = cfg.default_hooks.recipe_samples
-    assert hook == dict(type='RecipeSamplesHook', samples=recipe.length * per_length)
+    assert hook == dict(type='mmreplk.RecipeSamplesHook', samples=recipe.length * per_length)
 
 
 @recipes
@@ -381,7 +381,8 @@ def test_it_builds_at_full_size(name):
             registry.TRANSFORMS.build(step)
     params = sum(p.numel() for p in model.parameters()) / 1e6
     assert params == pytest.approx(recipe.params, rel=0.005)
-    assert cfg.get('runner_type') == ('FlexibleRunner' if recipe.fsdp else None)
+    kind = 'Flexible' if recipe.fsdp else ''
+    assert cfg.runner_type == f'mmreplk.Safe{kind}Runner'
 
 
 @recipes

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from mmcv.cnn.utils.fuse_conv_bn import fuse_conv_bn
 from torch import nn
 from torch.nn import utils
 from torch.nn.utils import parametrizations, prune
@@ -157,3 +158,21 @@ def test_what_does_not_merge_is_refused(tiny_arch, randomize_norms, name):
     assert not model.deploy
     assert str(model) == layers
     assert all(torch.equal(out, want) for out, want in zip(model(x), expected, strict=True))
+
+
+@pytest.mark.parametrize('name', ['stem.0', 'stages.0.blocks.0.pw2',
+                                  'stages.0.blocks.0.large_kernel.lkb_origin'])
+@torch.no_grad()
+def test_a_hook_where_a_norm_was_fused(tiny_arch, randomize_norms, name):
+    """Other tools leave an ``nn.Identity`` there, whose hooks are neither lost nor passed over."""
+    model = network(tiny_arch, randomize_norms)
+    hooked(fuse_conv_bn(model.get_submodule(name)).bn)
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    expected = model(x)
+    if name.endswith('lkb_origin'):
+        with pytest.raises(TypeError, match=r'^cannot merge .*lkb_origin.bn: it has forward hooks'):
+            model.switch_to_deploy()
+    else:
+        model.switch_to_deploy()
+        assert model.deploy
+    assert same_outputs(model, expected, x)

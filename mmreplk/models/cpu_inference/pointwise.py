@@ -70,21 +70,23 @@ class PointwiseConv2d(nn.Conv2d):
         Returns:
             Tensor: In the memory format of x.
         """
-        if _fuses(x, self.weight, self.bias, residual) and self._is_dense():
+        # Read once: parametrizations compute it each time, and spectral norm moves on in training.
+        weight = self.weight
+        if _fuses(x, weight, self.bias, residual) and self._is_dense(weight):
             own = self.activation
             if own is None:
                 own = name_of(activation)
                 activation = None if own else activation
-            return self._fused(x, residual, own, activation)
-        out = super().forward(x)
+            return self._fused(x, weight, residual, own, activation)
+        out = self._conv_forward(x, weight, self.bias)
         if self.activation is not None:
             out = F.relu(out) if self.activation == 'relu' else F.gelu(out)
         out = out if activation is None else activation(out)
         return out if residual is None else residual + out
 
-    def _fused(self, x: Tensor, residual: Tensor | None, own: str | None,
+    def _fused(self, x: Tensor, weight: Tensor, residual: Tensor | None, own: str | None,
                behind: nn.Module | None) -> Tensor:
-        rows, weight = pixels(x), self.weight[:, :, 0, 0]
+        rows, weight = pixels(x), weight[:, :, 0, 0]
         linear = torch.ops.mkldnn._linear_pointwise
         if residual is not None and own is None and behind is None:
             out = linear.binary(rows, pixels(residual), weight, self.bias, 'add')
@@ -98,9 +100,9 @@ class PointwiseConv2d(nn.Conv2d):
         out = out if behind is None else behind(out)
         return out if residual is None else residual + out
 
-    def _is_dense(self) -> bool:
+    def _is_dense(self, weight: Tensor) -> bool:
         """Whether it still is a dense 1x1 convolution: attributes may be set from outside."""
-        return (self.weight.shape[2:] == (1, 1) and self.groups == 1
+        return (weight.shape[2:] == (1, 1) and self.groups == 1
                 and tuple(self.stride) == (1, 1) and tuple(self.padding) == (0, 0)
                 and not (self.padding_mode != 'zeros'
                          and any(self._reversed_padding_repeated_twice)))
