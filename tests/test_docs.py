@@ -70,15 +70,17 @@ def test_commands_name_files_and_options_that_exist(page):
 def test_the_config_snippet_in_a_stock_config(tmp_path):
     mmseg = pytest.importorskip('mmseg')
     from mmengine.config import Config
-
-    from mmreplk.config.model import build_model
+    from mmengine.registry import DefaultScope
+    from mmseg.registry import MODELS
     base = Path(mmseg.__file__).parent / '.mim/configs/swin'
     stock, = base.glob('swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py')
     snippet, = (block for block in blocks('python') if block.startswith('custom_imports'))
     file = tmp_path / 'mine.py'
     file.write_text(f"_base_ = '{stock}'\n{snippet}")
     cfg = Config.fromfile(file)
-    model = build_model(cfg)
+    cfg.model.data_preprocessor = cfg.get('data_preprocessor')
+    with DefaultScope.overwrite_default_scope('mmseg'), torch.device('meta'):
+        model = MODELS.build(cfg.model)
     assert type(model.backbone).__name__ == 'RepLKNet'
     maps = model.backbone.eval()(torch.empty(1, 3, 64, 64, device='meta'))
     assert model.decode_head.in_channels == [feature_map.shape[1] for feature_map in maps]
