@@ -1,5 +1,6 @@
 """What the front door says can be done: limits of its length, links, snippets, the notebook."""
 
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_the_operator_snippet(capsys):
     assert re.match(r'(fft|direct|torch): ', capsys.readouterr().out)
 
 
-def test_the_notebook():
+def test_the_notebook(tmp_path):
     missing = [package for package in ('nbclient', 'nbformat', 'ipykernel', 'mmseg', 'matplotlib')
                if find_spec(package) is None]
     if missing:
@@ -108,9 +109,13 @@ def test_the_notebook():
     text = '\n'.join(cell.source for cell in notebook.cells if cell.cell_type == 'markdown')
     for target in re.findall(r'\]\(([^)#\s]+)', text):
         assert (ROOT / 'docs' / target).exists(), target
+    # This checkout, pictures as outputs whatever the shell says, and nothing in the user's folders.
+    environment = dict(
+        os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
+        MPLBACKEND='module://matplotlib_inline.backend_inline', IPYTHONDIR=str(tmp_path))
     executed = NotebookClient(
         notebook, timeout=300, kernel_name='python3',
-        resources=dict(metadata=dict(path=str(ROOT / 'docs')))).execute()
+        resources=dict(metadata=dict(path=str(ROOT / 'docs')))).execute(env=environment)
     outputs = [output for cell in executed.cells for output in cell.get('outputs', [])]
     printed = ''.join(output.text for output in outputs if output.get('name') == 'stdout')
     assert 'F.conv2d' in printed
