@@ -1,6 +1,7 @@
-"""The table in configs/README.md says what the configs say."""
+"""The tables in configs/README.md and in the README say what the configs say."""
 
 import re
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -8,6 +9,7 @@ from mmengine.config import Config
 from mmreplk.config.files import config_root
 
 COLUMNS = 9
+README = Path(__file__).resolve().parents[2] / 'README.md'
 
 
 def rows() -> dict[str, list[str]]:
@@ -60,3 +62,36 @@ def test_a_row(name):
     source = dict(https='mmpretrain', checkpoints="authors' file", work_dirs=study).get(
         re.split('[:/]', init.get('checkpoint', ''))[0], 'random weights')
     assert row[7].startswith(source)
+
+
+def front_page() -> list[list[str]]:
+    """The model table of the README: model, configs, figures, weights."""
+    section = README.read_text().split('## Models')[1].split('\n## ')[0]
+    lines = [line for line in section.splitlines() if line.startswith('| ')]
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[1:]]
+
+
+def test_the_front_page_has_the_figures_of_the_configs_that_it_links():
+    known, linked = rows(), 0
+    for _, configs, figures, status in front_page():
+        names = re.findall(r'\]\(configs/(\w+\.py)\)', configs)
+        published = re.findall(r'\d+\.\d+', figures)
+        assert [name for name in names if name not in known] == []
+        if names:
+            linked += len(names)
+            first = [re.match(r'\d+\.\d+|none', known[name][6]).group() for name in names]
+            assert (published or ['none']) == first
+            for name in names:
+                weights = known[name][8]
+                if 'by MMPretrain' in status:
+                    assert weights.startswith('mmpretrain, untested')
+                elif published:
+                    assert status == 'untested'
+                    assert weights == 'authors, untested'
+        else:  # families of configs: from the lowest figure to the highest
+            patterns = re.findall(r'`?(\w+)_\*', configs)
+            for pattern, low, high in zip(patterns, published[::2], published[1::2], strict=True):
+                family = [float(figure.group()) for name, row in known.items()
+                          if name.startswith(pattern) and (figure := re.match(r'\d+\.\d+', row[6]))]
+                assert [float(low), float(high)] == [min(family), max(family)]
+    assert linked >= 17
