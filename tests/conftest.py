@@ -128,6 +128,12 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 @pytest.fixture(scope='session')
+def everything():
+    """Whether all is to be run, however long it takes."""
+    return ALL
+
+
+@pytest.fixture(scope='session')
 def some():
     """``some(tiles)``: of tuples, as few as hold each value of each field, or all: see above."""
     def some(tuples):
