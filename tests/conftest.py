@@ -1,10 +1,20 @@
-"""Shared by all tests: one thread, one seed, a small architecture, and checks of the machine."""
+"""Shared by all tests: one thread, one seed, a small architecture, and checks of the machine.
+
+What takes long in many variants is marked ``sample``: a run takes enough of its parametrizations
+that each value of each parameter occurs, though not each combination. With ``MMREPLK_ALL=1`` in the
+environment (``tools/run_tests.sh --all``) it takes them all.
+"""
 
 import os
+from collections import Counter
 from importlib.util import find_spec
 
 import pytest
 import torch
+
+ALL = os.environ.get('MMREPLK_ALL') == '1'
+SAMPLED = pytest.StashKey[tuple[int, int]]()
+NO_OPS = 'mmdet needs MMCV with compiled operators'
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +59,93 @@ def _randomize_norms():
     return randomize_norms
 
 
+def has_mmcv_ops():
+    return find_spec('mmcv') is not None and find_spec('mmcv._ext') is not None
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker('needs_mmcv_ops') and not has_mmcv_ops():
+        pytest.skip(NO_OPS)
+
+
+def cover(features):
+    """Indices of a few of these sets, in order, that together hold each element of all of them.
+
+    Each next one adds the most; among equals it repeats the least, so that combinations vary.
+    """
+    missing, seen, kept = set().union(*features), Counter(), []
+    while missing:
+        best = max(range(len(features)), key=lambda i: (
+            len(features[i] & missing), -sum(seen[f] for f in features[i]), -i))
+        kept.append(best)
+        missing -= features[best]
+        seen.update(features[best])
+    return sorted(kept)
+
+
+def features_of(item, by=None):
+    if by is not None:
+        return set(by(**item.callspec.params))
+    return {(name, repr(value)) for name, value in item.callspec.params.items()}
+
+
+# Last: of what -m and -k have left, so that one variant that is asked for by name is run.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Of tests marked ``sample``, take some of the parametrizations."""
+    functions = {}
+    for item in items:
+        if item.get_closest_marker('sample') and hasattr(item, 'callspec'):
+            functions.setdefault(item.nodeid.partition('[')[0], []).append(item)
+    if ALL or not functions:
+        return
+    kept, total = [], 0
+    for variants in functions.values():
+        mark = variants[0].get_closest_marker('sample')
+        chosen = cover([features_of(item, **mark.kwargs) for item in variants])
+        assert chosen, f'no parametrization of {variants[0].nodeid} is in the sample'
+        kept += [variants[i] for i in chosen]
+        total += len(variants)
+    dropped = {item for variants in functions.values() for item in variants} - set(kept)
+    items[:] = [item for item in items if item not in dropped]
+    config.hook.pytest_deselected(items=list(dropped))
+    config.stash[SAMPLED] = len(kept), total
+    if hasattr(config, 'workeroutput'):  # of pytest-xdist, whose workers print nothing
+        config.workeroutput['sampled'] = len(kept), total
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Every worker of pytest-xdist has collected the same: the last one's figures are the run's."""
+    if 'sampled' in getattr(node, 'workeroutput', ()):
+        node.config.stash[SAMPLED] = tuple(node.workeroutput['sampled'])
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if SAMPLED in config.stash:
+        terminalreporter.write_line('Sampled: {} of {} parametrizations of the tests marked so; '
+                                    'MMREPLK_ALL=1 runs all.'.format(*config.stash[SAMPLED]))
+
+
+@pytest.fixture(scope='session')
+def everything():
+    """Whether all is to be run, however long it takes."""
+    return ALL
+
+
+@pytest.fixture(scope='session')
+def some():
+    """``some(tiles)``: of tuples, as few as hold each value of each field, or all: see above."""
+    def some(tuples):
+        tuples = list(tuples)
+        return tuples if ALL else [tuples[i] for i in cover([set(enumerate(t)) for t in tuples])]
+
+    return some
+
+
 def pytest_configure(config):
     # The suite's install step builds the operators: CI must not pass by skipping what needs them.
-    if os.environ.get('CI') and find_spec('mmcv._ext') is None:
+    if os.environ.get('CI') and not has_mmcv_ops():
         raise pytest.UsageError(
             'mmcv has no compiled operators; run `bash tools/install.sh --with-ops`')
 

@@ -33,6 +33,7 @@ def test_segmentor():
     assert model.backbone.norm_intermediate_features
 
 
+@pytest.mark.needs_mmcv_ops
 def test_detectors():
     cfg = config('fcos_replknet31b_coco')
     reduce_model(cfg, 16)

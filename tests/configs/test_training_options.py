@@ -108,6 +108,7 @@ def test_accumulated_steps_and_averages(tmp_path, tiny_arch):
     assert runner.optim_wrapper.get_lr()['lr'][0] < 4e-4 * 0.7  # the stem's
 
 
+@pytest.mark.needs_mmcv_ops
 @pytest.mark.parametrize('scale', [1e-3, 1e6])
 def test_fcos_clips_its_gradients(tmp_path, tiny_arch, scale):
     norms = train(tmp_path, 'fcos_replknet31b_coco', tiny_arch, scale)[1].norms

@@ -14,7 +14,8 @@ from mmreplk.ops import LargeKernelDWConv2d, module
 CONV_CFG = dict(type='mmreplk.LargeKernelDWConv2d')
 
 
-@pytest.mark.parametrize('scope', ['mmseg', 'mmdet', 'mmpretrain', 'mmengine'])
+@pytest.mark.parametrize('scope', [
+    'mmseg', 'mmpretrain', 'mmengine', pytest.param('mmdet', marks=pytest.mark.needs_mmcv_ops)])
 def test_found_from_every_scope(scope):
     with DefaultScope.overwrite_default_scope(scope):
         layer = build_conv_layer(dict(CONV_CFG, backend='fft'), 4, 4, 13, padding=6, groups=4)

@@ -8,8 +8,10 @@ from mmengine.registry import MODELS, DefaultScope
 
 import mmreplk
 
+MMDET = pytest.param('mmdet', marks=pytest.mark.needs_mmcv_ops)
 
-@pytest.mark.parametrize('scope', ['mmseg', 'mmdet', 'mmpretrain'])
+
+@pytest.mark.parametrize('scope', ['mmseg', 'mmpretrain', MMDET])
 def test_prefixed_name_from_every_scope(scope, tiny_arch):
     registry = pytest.importorskip(f'{scope}.registry').MODELS
     with DefaultScope.overwrite_default_scope(scope):
@@ -18,7 +20,7 @@ def test_prefixed_name_from_every_scope(scope, tiny_arch):
             assert type(model) is mmreplk.RepLKNet
 
 
-@pytest.mark.parametrize('scope', ['mmseg', 'mmdet'])
+@pytest.mark.parametrize('scope', ['mmseg', MMDET])
 def test_bare_name(scope, tiny_arch):
     registry = pytest.importorskip(f'{scope}.registry').MODELS
     assert type(registry.build(dict(type='RepLKNet', arch=tiny_arch))) is mmreplk.RepLKNet

@@ -68,6 +68,7 @@ def test_mmseg_upernet_swin(tmp_path):
     assert shapes == [(1, 128, 128)] * 2
 
 
+@pytest.mark.needs_mmcv_ops
 @pytest.mark.parametrize('name', ['mmreplk.RepLKNet', 'RepLKNet'])
 def test_mmdet_mask_rcnn(tmp_path, name):
     from mmdet.structures import DetDataSample

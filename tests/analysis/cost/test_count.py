@@ -2,7 +2,6 @@
 
 from copy import deepcopy
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +26,7 @@ from mmreplk.analysis.cost.count import KINDS, PartCost, _Counter
 from mmreplk.analysis.cost.models import build_on_meta, default_shape
 
 ROOT = Path(__file__).resolve().parents[3]
-needs_ops = pytest.mark.skipif(
-    find_spec('mmcv._ext') is None, reason='mmdet needs MMCV with compiled operators')
+needs_ops = pytest.mark.needs_mmcv_ops
 
 # facts.md 2: merged networks. Config, parameters in millions, multiply-adds in billions, pixels.
 CLASSIFIERS = [

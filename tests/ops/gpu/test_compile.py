@@ -100,6 +100,7 @@ def check_grad(dtype, mode, tile, capability, tmp_path, **sizes):
     return plan
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize('capability', CAPABILITIES, ids=lambda c: f'sm_{c[0]}{c[1]}')
 @pytest.mark.parametrize(('dtype', 'mode'), MODES, ids=['fp16', 'bf16', 'tf32', 'exact'])
 def test_chosen_tile(dtype, mode, capability, tmp_path):
@@ -131,20 +132,22 @@ EVERY_TILE = [(56, capability) for capability in CAPABILITIES] + [
     (57, capability) for capability in ((8, 0), (9, 0), (12, 0))]
 
 
+@pytest.mark.sample
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('size', 'capability'), EVERY_TILE,
     ids=[f'{"wide_loads" if size % 2 == 0 else "one_by_one"}-sm_{c[0]}{c[1]}'
          for size, c in EVERY_TILE])
 @pytest.mark.parametrize(('dtype', 'mode'), [MODES[0], *MODES[2:]], ids=['fp16', 'tf32', 'exact'])
-def test_every_tile(dtype, mode, size, capability, tmp_path):
+def test_every_tile(dtype, mode, size, capability, tmp_path, some):
     p = problem(dtype, size=size)
-    for tile in tiles.usable(p, 'forward', mode, capability):
+    for tile in some(tiles.usable(p, 'forward', mode, capability)):
         check_forward(dtype, mode, tile, capability, tmp_path, size=size)
-    for tile in tiles.usable(p, 'weight_grad', mode, capability):
+    for tile in some(tiles.usable(p, 'weight_grad', mode, capability)):
         check_grad(dtype, mode, tile, capability, tmp_path, size=size)
 
 
+@pytest.mark.sample
 @pytest.mark.slow
 @pytest.mark.parametrize('size', [7, 14, 25])
 @pytest.mark.parametrize('capability', CAPABILITIES, ids=lambda c: f'sm_{c[0]}{c[1]}')

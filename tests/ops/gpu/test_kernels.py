@@ -144,6 +144,7 @@ PARAMETERS = ('shape', 'kernel', 'padding')
 
 
 @here
+@pytest.mark.sample
 @pytest.mark.parametrize(PARAMETERS, SHAPES)
 @pytest.mark.parametrize(('dtype', 'tf32'), [(HALF, True), (BRAIN, True), (FULL, True),
                                              (FULL, False)])
@@ -153,6 +154,7 @@ def test_forward(compare, dtype, tf32, shape, kernel, padding):
 
 
 @here
+@pytest.mark.sample
 @pytest.mark.parametrize(PARAMETERS, SHAPES)
 @pytest.mark.parametrize(('dtype', 'tf32'), [(HALF, True), (FULL, False)])
 def test_weight_grad(compare, dtype, tf32, shape, kernel, padding):
@@ -160,20 +162,22 @@ def test_weight_grad(compare, dtype, tf32, shape, kernel, padding):
 
 
 @here
+@pytest.mark.sample
 @pytest.mark.parametrize(('dtype', 'shape', 'kernel', 'padding'), [
     (BRAIN, (3, 1, 22, 40), (9, 7), (4, 4, 3, 3)), (FULL, (2, 1, 19, 21), (6, 13), (0, 6, 12, 2))])
-def test_forward_every_tile(compare, dtype, shape, kernel, padding):
+def test_forward_every_tile(compare, some, dtype, shape, kernel, padding):
     p = make(dtype, shape, kernel, padding)
-    for tile in tiles.candidates(tiles.mode_of(dtype, True), (9, 0)):
+    for tile in some(tiles.candidates(tiles.mode_of(dtype, True), (9, 0))):
         check_forward(compare, p, True, tile)
 
 
 @here
+@pytest.mark.sample
 @pytest.mark.parametrize(('dtype', 'shape', 'kernel', 'padding'), [
     (BRAIN, (3, 1, 22, 40), (9, 7), (4, 4, 3, 3)), (FULL, (2, 1, 19, 21), (6, 13), (0, 6, 12, 2))])
-def test_weight_grad_every_tile(compare, dtype, shape, kernel, padding):
+def test_weight_grad_every_tile(compare, some, dtype, shape, kernel, padding):
     p = make(dtype, shape, kernel, padding)
-    for tile in tiles.grad_candidates(p, tiles.mode_of(dtype, True), (9, 0)):
+    for tile in some(tiles.grad_candidates(p, tiles.mode_of(dtype, True), (9, 0))):
         check_weight_grad(compare, p, True, tile)
 
 
@@ -216,6 +220,7 @@ def arranged(tensor, layout):
 
 
 @here
+@pytest.mark.sample
 @pytest.mark.parametrize('workspace', [64 << 20, 6 << 10])
 @pytest.mark.parametrize('layout', ['channels_last', 'transposed', 'sliced'])
 def test_forward_and_weight_grad_of_other_layouts(compare, monkeypatch, layout, workspace):
@@ -279,6 +284,7 @@ def summed_over_taps_inside(x, weight, grad, p):
 
 @here
 @pytest.mark.filterwarnings('ignore::RuntimeWarning')
+@pytest.mark.sample
 @pytest.mark.parametrize('dtype', [HALF, FULL])
 @pytest.mark.parametrize('where', ['x', 'weight', 'grad'])
 def test_forward_and_weight_grad_of_infinite_values(compare, dtype, where):
@@ -306,6 +312,7 @@ def test_weight_grad_repeats():
 
 
 @here
+@pytest.mark.sample
 @pytest.mark.parametrize('change', [
     dict(dtype=torch.float64), dict(stride=(2, 1)), dict(dilation=(1, 2)), dict(multiplier=2),
     dict(kernel=(103, 3)), dict(height=1 << 24), dict(height=1 << 20, width=1 << 12)])

@@ -1,6 +1,6 @@
 """The Triton kernels in the interpreter where numbers are extreme: precision, Inf, 64-bit offsets.
 
-Runs like ``test_triton.py``: in a process of its own, started by ``test_in_the_interpreter``.
+Runs like ``test_kernels.py``: in a process of its own, started by ``test_in_the_interpreter``.
 """
 
 import os
@@ -90,6 +90,7 @@ def _hardware(monkeypatch):
 
 
 @here
+@pytest.mark.sample
 @pytest.mark.parametrize(('allow_tf32', 'bound'), [(True, 1.5e-3), (False, 1e-6)])
 @pytest.mark.parametrize('sign', ['mixed', 'positive'])
 @pytest.mark.parametrize(('shape', 'kernel'), [((1, 1, 32, 32), (31, 31)), ((4, 2, 9, 24), (5, 7))])
@@ -135,6 +136,7 @@ def summed_over_taps_inside(x, weight, bias, p):
 
 @here
 @pytest.mark.filterwarnings('ignore::RuntimeWarning')
+@pytest.mark.sample
 @pytest.mark.parametrize('value', ['inf', '-inf', 'nan'])
 @pytest.mark.parametrize('where', ['x', 'weight', 'bias', 'everywhere'])
 @pytest.mark.parametrize(('dtype', 'tf32'), [(HALF, True), (FULL, True), (FULL, False)])
