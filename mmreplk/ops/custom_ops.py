@@ -24,8 +24,10 @@ from .arguments import (
     plain_dilation,
     refuse_nested,
 )
+from .arithmetic import opmath_dtype
 from .cpu import backend as cpu
 from .problem import Problem, memory_format_of
+from .torch_internals import is_legacy_batched
 
 
 # What the ops do, without the 10 us that passing PyTorch's dispatcher costs: for one another.
@@ -38,7 +40,7 @@ def _dwconv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int]
     if bias is not None and bias.shape != weight.shape[:1]:
         raise RuntimeError(f'mmreplk: bias must be of shape {tuple(weight.shape[:1])}, one for each'
                            f' output channel of weight, not {tuple(bias.shape)}')
-    problem = _problem(x, weight.shape, bias is not None, padding, dilation, relu)
+    problem = _problem(x, weight.shape, padding, dilation, bias is not None, relu)
     if problem is None:
         return _convolve(x, weight, bias, padding, dilation, relu)
     return forward(x, weight, bias, problem, dispatch.choose(problem, backend).backend, keep)
@@ -54,7 +56,7 @@ def _dwconv2d_weight_grad(x: Tensor, grad: Tensor, kernel_size: list[int], paddi
     check_sizes('kernel_size', kernel_size, 2, 1, WIDEST)
     shape = (grad.shape[1], 1, *kernel_size)
     check_convolution(x, shape, padding, dilation, grad.shape, 'grad')
-    problem = _problem(x, shape, False, padding, dilation)
+    problem = _problem(x, shape, padding, dilation)
     if problem is None:
         return x.new_zeros(shape)
     return weight_grad(x, grad, problem, dispatch.choose_weight_grad(problem, backend).backend)
@@ -105,7 +107,7 @@ def dwconv2d_backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tens
         check_tensors(x=x, **{f'grads[{i}]': grad, f'weights[{i}]': weight})
         check_convolution(x, weight.shape, padding, dilation, grad.shape, f'weights[{i}]',
                           'paddings', f'grads[{i}]')
-    problems = [_problem(x, weight.shape, False, padding, dilation)
+    problems = [_problem(x, weight.shape, padding, dilation)
                 for _, weight, padding, dilation in branches]
     if None not in problems and cpu.one_backward(tuple(problems), backend):
         both = cpu.backward(x, grads, weights, problems)
@@ -175,13 +177,11 @@ def allow_tf32() -> bool:
     return torch.backends.cudnn.allow_tf32
 
 
-def _problem(x, weight_shape, has_bias, padding, dilation, relu=False) -> Problem | None:
+def _problem(x, weight_shape, padding, dilation, has_bias=False, relu=False) -> Problem | None:
     """None if there is nothing to compute."""
     if 0 in x.shape or 0 in weight_shape:
         return None
-    return Problem(x.dtype, x.device.type, memory_format_of(x) == torch.channels_last, *x.shape,
-                   weight_shape[0] // x.shape[1], tuple(weight_shape[2:]), (1, 1), tuple(padding),
-                   plain_dilation(dilation, weight_shape[2:]), has_bias, relu)
+    return Problem.of(x, weight_shape, padding, dilation, has_bias=has_bias, relu=relu)
 
 
 def _convolve(x, weight, bias, padding, dilation, relu=False) -> Tensor:
@@ -307,7 +307,7 @@ def input_grad(grad: Tensor, weight: Tensor, channels: int, padding, dilation, b
     if weight.shape[0] == channels:
         return convolve(grad, weight, None, sides, dilation, soft(backend))
     # With a channel multiplier, maps are added up; 16-bit ones are to be rounded once.
-    many, wide, size = weight.shape[0] // channels, _wide(grad.dtype), None
+    many, wide, size = weight.shape[0] // channels, opmath_dtype(grad.dtype), None
     for images, inputs, outputs in _parts(grad, channels, sides, dilation, weight.shape[2:]):
         part = convolve(grad[images, outputs].to(wide), weight[outputs].to(wide), None, sides,
                         dilation, soft(backend))
@@ -336,7 +336,7 @@ def _parts(grad: Tensor, channels: int, sides, dilation, kernel):
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         yield whole
         return
-    plane = max(1, pixels * many * _wide(grad.dtype).itemsize)
+    plane = max(1, pixels * many * opmath_dtype(grad.dtype).itemsize)
     if plane * channels * grad.shape[0] <= PART:
         yield whole
         return
@@ -373,7 +373,7 @@ def _dwconv2d_backward(ctx, grad):
         grad_weight = dwconv2d_weight_grad(
             x, grad, weight.shape[2:], ctx.padding, ctx.dilation, soft(ctx.backend))
     if ctx.needs_input_grad[2]:
-        grad_bias = grad.sum((0, 2, 3), dtype=_wide(grad.dtype)).to(grad.dtype)
+        grad_bias = grad.sum((0, 2, 3), dtype=opmath_dtype(grad.dtype)).to(grad.dtype)
     return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
@@ -393,7 +393,7 @@ def _pair_backward(ctx, grad, other_grad):
 def _both_grads(x, grads, weights, paddings, dilations, backend: str) -> list[Tensor]:
     """`dwconv2d_backward`, but for what maps over gradients by the vmap from before torch.func:
     ``torch.autograd.grad(..., is_grads_batched=True)``. That knows no ops of lists of tensors."""
-    if not any(map(torch._C._functorch.is_legacy_batchedtensor, grads)):
+    if not any(map(is_legacy_batched, grads)):
         return dwconv2d_backward(x, grads, weights, paddings, dilations, soft(backend))
     total, out = None, []
     for grad, weight, padding, dilation in _branches(grads, weights, paddings, dilations):
@@ -454,10 +454,6 @@ _refusals = torch.library.Library('mmreplk', 'IMPL')
 for _op in ('dwconv2d', 'dwconv2d_weight_grad', 'dwconv2d_pair', 'dwconv2d_backward'):
     _refusals.impl(_op, refuse_nested(getattr(torch.ops.mmreplk, _op).default._schema),
                    'NestedTensorCPU')
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 @register_flop_formula(torch.ops.mmreplk.dwconv2d)

@@ -1,8 +1,8 @@
 """Which backend serves a problem, and why. A pure function of shapes, so that runs repeat."""
 
-from functools import lru_cache
 from typing import NamedTuple
 
+from . import caches
 from .arguments import BACKENDS
 from .cpu import backend as cpu
 from .gpu import backend as gpu
@@ -37,14 +37,11 @@ PLANS = 4096
 plans: dict = {}
 
 
-def forget() -> None:
-    """Forget every choice, where something has changed that choices depend on."""
-    choose.cache_clear()
-    choose_weight_grad.cache_clear()
-    plans.clear()
+forget = caches.clear_all
+caches.register(plans.clear)
 
 
-@lru_cache(maxsize=4096)
+@caches.cached
 def choose(problem: Problem, backend: str = 'auto') -> Choice:
     """The backend for the convolution itself.
 
@@ -58,7 +55,7 @@ def choose(problem: Problem, backend: str = 'auto') -> Choice:
     return _pick(_candidates(problem, 'forward'), problem, backend)
 
 
-@lru_cache(maxsize=4096)
+@caches.cached
 def choose_weight_grad(problem: Problem, backend: str = 'auto') -> Choice:
     """The backend for the gradient of the weights of ``problem``. As `choose`."""
     return _pick(_candidates(problem, 'weight_grad'), problem, backend)

@@ -9,10 +9,16 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import dispatch
-from .arguments import LONGEST, WIDEST, check_memory, plain_dilation
+from .arguments import LONGEST, WIDEST, check_memory
 from .cpu import backend as cpu
 from .custom_ops import HANGING_WIDTH, conv2d, dwconv2d, dwconv2d_pair, forward, is_dilated
-from .problem import Problem, memory_format_of
+from .problem import Problem
+from .torch_internals import (
+    functorch_level,
+    is_any_autocast_enabled,
+    is_differentiated_by_func,
+    is_observed,
+)
 
 # Below this product of input points and taps, PyTorch's convolution takes about as long as its own
 # call overhead, and looking for anything better would cost more than it brings.
@@ -77,7 +83,7 @@ def large_kernel_dwconv2d(x: Tensor,
         raise RuntimeError(f'groups={groups}: x must be (N, {groups}, H, W) or ({groups}, H, W), '
                            f'one channel a group, not {tuple(x.shape)}')
     if not (torch.compiler.is_compiling() or torch.jit.is_tracing()
-            or torch._C._functorch.maybe_current_level() is not None):
+            or functorch_level() is not None):
         check_memory(x=x, weight=weight, bias=bias)
     if backend == 'auto':
         # A shortcut for problems of a few microseconds; every check below would be felt.
@@ -96,12 +102,12 @@ def large_kernel_dwconv2d(x: Tensor,
     keep = weight is trained and not (torch.is_grad_enabled() and weight.requires_grad)
 
     # Custom operators know the derivatives of autograd's backward pass alone.
-    if _is_differentiated_by_func():
+    if is_differentiated_by_func():
         return _pytorch(x, weight, bias, stride, padding, dilation, relu)
     # A graph for other runtimes holds a plain convolution, which all of them know.
     if torch.jit.is_tracing():
         return _pytorch(x, weight, bias, stride, padding, dilation, relu)
-    if torch.compiler.is_compiling() or _is_symbolic(x, weight):
+    if torch.compiler.is_compiling() or _has_symbolic_sizes(x, weight):
         return _graph(x, weight, bias, stride, padding, dilation, backend, keep, relu)
 
     problem, chosen = _plan(x, weight, bias, stride, padding, dilation, backend, relu)
@@ -172,8 +178,8 @@ def _goes_as_pair(x: Tensor, pair: tuple[Tensor, Tensor], backend: str) -> bool:
     if not (torch.is_grad_enabled() and x.requires_grad and x.dim() == 4 and x.device.type == 'cpu'
             and backend in ('auto', 'fft') and all(w.requires_grad and w.dim() == 4 for w in pair)):
         return False
-    if (torch.jit.is_tracing() or _is_differentiated_by_func()
-            or torch.compiler.is_compiling() or any(_is_symbolic(x, w) for w in pair)):
+    if (torch.jit.is_tracing() or is_differentiated_by_func()
+            or torch.compiler.is_compiling() or any(_has_symbolic_sizes(x, w) for w in pair)):
         return False
     problems = []
     for w in pair:
@@ -253,9 +259,8 @@ def problem_of(x, weight, bias, stride, padding, dilation, relu=False) -> Proble
         return None
     if not _are_alike(x, weight, bias):
         return None
-    batch, channels, height, width = x.shape
     outputs, _, *kernel = weight.shape
-    stride, dilation, kernel = _pair(stride), _pair(dilation), tuple(kernel)
+    stride, dilation = _pair(stride), _pair(dilation)
     if stride is None or dilation is None or min(stride) < 1 or min(dilation) < 1:
         return None
     if padding == 'same' and stride != (1, 1):
@@ -264,10 +269,7 @@ def problem_of(x, weight, bias, stride, padding, dilation, relu=False) -> Proble
     if (sides is None or min(sides) < 0 or max(sides) > LONGEST or not x.numel() or not outputs
             or min(kernel) < 1 or not _reaches(dilation, kernel)):
         return None
-    dilation = plain_dilation(dilation, kernel)
-    channels_last = memory_format_of(x) == torch.channels_last
-    problem = Problem(x.dtype, x.device.type, channels_last, batch, channels, height, width,
-                      outputs // channels, kernel, stride, sides, dilation, bias is not None, relu)
+    problem = Problem.of(x, weight.shape, sides, dilation, stride, bias is not None, relu)
     return problem if min(problem.out_size) > 0 and max(problem.out_size) < LONGEST else None
 
 
@@ -281,7 +283,7 @@ def _reaches(dilation, kernel) -> bool:
     return all(d * (k - 1) < WIDEST for d, k in zip(dilation, kernel, strict=True))
 
 
-def _is_symbolic(*tensors: Tensor) -> bool:
+def _has_symbolic_sizes(*tensors: Tensor) -> bool:
     """Whether sizes are symbols, as while ``make_fx`` traces: no plan can be looked up by them."""
     return any(type(size) is not int for t in tensors for size in t.shape)
 
@@ -291,17 +293,6 @@ def _are_alike(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (x.dtype.is_floating_point and weight.device == x.device and weight.dtype == x.dtype
             and (bias is None or (bias.device == x.device and bias.dtype == x.dtype
                                   and bias.shape == weight.shape[:1])))
-
-
-def _is_differentiated_by_func() -> bool:
-    """Whether forward-mode AD is on, or a gradient transform of ``torch.func``."""
-    if torch.autograd.forward_ad._current_level >= 0:
-        return True
-    if torch._C._functorch.maybe_current_level() is None:
-        return False
-    kinds = torch._C._functorch.TransformType
-    return any(layer.key() in (kinds.Grad, kinds.Jvp)
-               for layer in torch._C._functorch.get_interpreter_stack() or ())
 
 
 def _pair(value) -> tuple[int, int] | None:
@@ -336,7 +327,7 @@ def _is_tiny(x, kernel, dilation) -> bool:
     See `conv2d`, which must get what autocast makes of the arguments.
     """
     return (x.numel() * kernel[0] * kernel[1] < TINY and kernel[1] < HANGING_WIDTH
-            and not (is_dilated(dilation) and torch._C._is_any_autocast_enabled()))
+            and not (is_dilated(dilation) and is_any_autocast_enabled()))
 
 
 def _pytorch(x, weight, bias, stride, padding, dilation, relu=False) -> Tensor:
@@ -352,7 +343,7 @@ _AUTOCAST = frozenset(
 
 def _autocast(x, weight, bias):
     """What autocast would do to the arguments of ``F.conv2d``."""
-    if not torch._C._is_any_autocast_enabled():  # a tenth of the time of the rest
+    if not is_any_autocast_enabled():
         return x, weight, bias
     device = x.device.type
     if device not in _AUTOCAST or not torch.is_autocast_enabled(device):
@@ -377,10 +368,7 @@ def _is_plain(x, weight, bias) -> bool:
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad
                                     or (bias is not None and bias.requires_grad)):
         return False
-    return (torch._C._len_torch_dispatch_stack() == 0
-            and not torch.autograd._profiler_enabled()
-            and torch._C._functorch.maybe_current_level() is None
-            and not torch.autograd.forward_ad._current_level >= 0)
+    return not is_observed()
 
 
 def _is_lazy(tensor: Tensor) -> bool:

@@ -1,9 +1,12 @@
 """What one call asks for, normalised: the value that every backend and the dispatch work on."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
+
+from .arguments import plain_dilation
 
 
 class _Fields(NamedTuple):
@@ -40,6 +43,26 @@ class Problem(_Fields):
     """
 
     # No __slots__: the derived sizes are computed once and kept.
+
+    @classmethod
+    def of(cls, x: torch.Tensor, weight: Sequence[int], padding: Sequence[int],
+           dilation: Sequence[int] = (1, 1), stride: tuple[int, int] = (1, 1),
+           has_bias: bool = False, relu: bool = False) -> 'Problem':
+        """The problem of a call whose arguments fit one another.
+
+        Args:
+            x (Tensor): The input.
+            weight (Sequence[int]): Shape of the weights, ``(C * M, 1, Kh, Kw)``.
+            padding (Sequence[int]): Top, bottom, left, right.
+            dilation (Sequence[int]): Down and right. Defaults to (1, 1).
+            stride (tuple[int, int]): Down and right. Defaults to (1, 1).
+            has_bias (bool): As the attribute. Defaults to False.
+            relu (bool): As the attribute. Defaults to False.
+        """
+        kernel = tuple(weight[2:])
+        return cls(x.dtype, x.device.type, memory_format_of(x) == torch.channels_last, *x.shape,
+                   weight[0] // x.shape[1], kernel, stride, tuple(padding),
+                   plain_dilation(dilation, kernel), has_bias, relu)
 
     @cached_property
     def reach(self) -> tuple[int, int]:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmreplk.ops import LargeKernelDWConv2d, large_kernel_dwconv2d
-from mmreplk.ops.cpu import backend as cpu_path
 from mmreplk.ops.cpu import kernels as native
 
 CASES = {
@@ -55,7 +54,6 @@ def test_equals_relu_of_the_result(case, dtype, last):
 
 def test_without_the_compiled_kernels(monkeypatch):
     monkeypatch.setattr(native, 'available', lambda: (False, 'left out for this test'))
-    cpu_path.one_backward.cache_clear()
     from mmreplk.ops import dispatch
     dispatch.forget()
     try:
@@ -66,7 +64,6 @@ def test_without_the_compiled_kernels(monkeypatch):
             plain.relu())
     finally:
         dispatch.forget()
-        cpu_path.one_backward.cache_clear()
 
 
 @pytest.mark.parametrize('backend', ['auto', 'torch'])

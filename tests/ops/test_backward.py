@@ -10,6 +10,7 @@ from mmreplk.models.reparam import ReparamLargeKernelConv
 from mmreplk.ops import functional, large_kernel_dwconv2d, large_kernel_dwconv2d_pair
 from mmreplk.ops.cpu import backend as cpu
 from mmreplk.ops.cpu import kernels as native
+from mmreplk.ops.problem import memory_format_of
 
 OPS = torch.ops.mmreplk
 needs_kernels = pytest.mark.skipif(not native.available()[0], reason=native.available()[1])
@@ -75,7 +76,7 @@ def test_kernel(compare, isa, problem):
     right = expected(x, weights, grads, paddings, dilations)
     for a, b in zip((actual[0], *actual[1]), right, strict=True):
         compare(a, b, torch.float32, times=3)
-    assert functional.memory_format_of(actual[0]) == first.memory_format
+    assert memory_format_of(actual[0]) == first.memory_format
 
 
 @needs_kernels
@@ -97,7 +98,7 @@ def test_pair(compare, passes, dtype, layout):
         single = large_kernel_dwconv2d(
             x, weight, padding=[k // 2 for k in weight.shape[2:]], backend='fft')
         assert torch.equal(out, single)
-        assert functional.memory_format_of(out) == FORMATS[layout]
+        assert memory_format_of(out) == FORMATS[layout]
 
 
 @needs_kernels

@@ -94,9 +94,9 @@ class Task:
     def problem(self):
         """One layer as the operator's `Problem`."""
         from mmreplk.ops.problem import Problem
-        shape, (ph, pw) = self.shape, self.shape.padding
-        return Problem(DTYPES[self.dtype], self.device.type, False, *shape[:4], 1, shape.kernel,
-                       (1, 1), (ph, ph, pw, pw), (1, 1), self.biases[0] is not None)
+        ph, pw = self.shape.padding
+        return Problem.of(self.x, self.weights[0][0].shape, (ph, ph, pw, pw),
+                          has_bias=self.biases[0] is not None)
 
     def first_call(self, candidate: Candidate) -> tuple:
         """x, weight, bias and padding of the first layer, in the candidate's layout."""

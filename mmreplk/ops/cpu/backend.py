@@ -3,19 +3,19 @@
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..arithmetic import ceil_div, to_opmath
+from ..caches import cached, register
 from ..problem import Problem
 from ..torch_fft import contrast as fft_mend
 from ..torch_fft import conv as fft
 from . import costs as cpu_costs
 from . import kernels as native
-from .plan import ceil_div
 
 # Bytes of float32 copies and of spectra that are not kept; the compiled kernels' own scratch comes
 # to it (csrc/module.c). Together they take at most the larger of 64 MiB and a tenth of the maps.
@@ -68,7 +68,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, ba
         out = fft.forward(x, weight, bias, problem, spectrum)
         out = fft_mend.mend(out, x, weight, bias, problem)
         return out.relu_() if problem.relu else out
-    taps = _wide(weight).contiguous()
+    taps = to_opmath(weight).contiguous()
     bias = None if bias is None else bias.float().contiguous()
     kept = (_kept.get(weight, problem, native.fft_spectrum) if backend == 'fft' and keep else None)
     out, outputs, spectrum, room = None, None, None, {}
@@ -113,7 +113,7 @@ def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tens
     return out.to(problem.dtype)
 
 
-@lru_cache(maxsize=4096)
+@cached
 def one_backward(problems: tuple[Problem, ...], backend: str) -> bool:
     """Whether `backward` can serve and is faster than one gradient after the other.
 
@@ -171,7 +171,7 @@ def backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tensor],
     for piece in _pieces(first, False, x, *grads):
         size = dict(batch=piece.problem.batch, channels=piece.problem.channels)
         both = native.fft_backward(_dense(x[piece.images, piece.inputs], first, room), [
-            (_wide(weight[piece.outputs]).contiguous(),
+            (to_opmath(weight[piece.outputs]).contiguous(),
              _dense(grad[piece.images, piece.outputs], first, room, i), problem._replace(**size))
             for i, (weight, grad, problem) in enumerate(
                 zip(weights, grads, problems, strict=True), 1)])
@@ -249,10 +249,6 @@ def _dense(tensor: Tensor, problem: Problem, room: dict[int, Tensor], place: int
     return copy.copy_(tensor)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
 class _Entry(NamedTuple):
     weight: Tensor
     spectrum: Tensor
@@ -281,7 +277,7 @@ class KeptSpectra:
         if entry is not None and _same_bits(entry.weight, weight):
             return entry.spectrum
         copy = weight.detach().clone(memory_format=torch.contiguous_format)
-        spectrum = transform(_wide(copy), problem)
+        spectrum = transform(to_opmath(copy), problem)
         with self._lock:
             entries = self._entries.setdefault(weight, {})
             entries.pop(geometry, None)
@@ -311,5 +307,6 @@ def _same_bits(kept: Tensor, weight: Tensor) -> bool:
 
 
 _kept = KeptSpectra()
+register(lambda: _kept.forget())
 if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=lambda: _kept.forget())

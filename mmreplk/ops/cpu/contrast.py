@@ -6,8 +6,9 @@ holds nothing by chance; but every output has to see a whole one.
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 
+from ..arithmetic import ceil_div
+from ..caches import cached
 from ..problem import Problem
 from .plan import Tiles, direct_cost, fft_cost
 
@@ -15,7 +16,7 @@ from .plan import Tiles, direct_cost, fft_cost
 FEWEST_PIXELS = 4
 
 
-@lru_cache(maxsize=4096)
+@cached
 def forward_cells(problem: Problem, tiles: Tiles) -> tuple[int, int]:
     """Down and right; (0, 0) if every output sees all of its tile; (-1, -1) if none serve."""
     top, _, left, _ = problem.padding
@@ -26,7 +27,7 @@ def forward_cells(problem: Problem, tiles: Tiles) -> tuple[int, int]:
             problem.dilation, tiles.outputs, strict=True)))
 
 
-@lru_cache(maxsize=4096)
+@cached
 def backward_cells(problem: Problem, tiles: Tiles) -> tuple[int, int]:
     """The same of the output's gradient, of which the gradient of each input sees a whole one."""
     top, _, left, _ = problem.padding
@@ -37,7 +38,7 @@ def backward_cells(problem: Problem, tiles: Tiles) -> tuple[int, int]:
             problem.dilation, tiles.outputs, strict=True)))
 
 
-@lru_cache(maxsize=4096)
+@cached
 def worth(problem: Problem, lanes: int) -> int:
     """How many products of spectra take as long as the direct sums of the same planes, times 1024.
 
@@ -55,7 +56,7 @@ def _both(axes: tuple[tuple[int, bool], tuple[int, bool]]) -> tuple[int, int]:
     return (rows, columns) if rows * columns >= FEWEST_PIXELS else (-1, -1)
 
 
-@lru_cache(maxsize=4096)
+@cached
 def _forward_axis(size: int, outs: int, kernel: int, before: int, dilation: int, length: int
                   ) -> tuple[int, bool]:
     windows, seen = set(), set()
@@ -75,7 +76,7 @@ def _forward_axis(size: int, outs: int, kernel: int, before: int, dilation: int,
     return _largest([[window] for window in windows], dilation)
 
 
-@lru_cache(maxsize=4096)
+@cached
 def _backward_axis(size: int, outs: int, kernel: int, before: int, dilation: int, length: int
                    ) -> tuple[int, bool]:
     reach = (kernel - 1) * dilation
@@ -145,7 +146,7 @@ def _holds(size: int, dilation: int, count: int, first: int, last: int) -> bool:
     pixels = (count - phase + dilation - 1) // dilation
     cells = max(1, pixels // size)
     first, last = first // dilation, last // dilation
-    cell = -(-first // size)  # the first that begins in the window
+    cell = ceil_div(first, size)  # the first that begins in the window
     if cell >= cells:
         return False
     return (pixels if cell + 1 == cells else (cell + 1) * size) <= last + 1

@@ -6,6 +6,7 @@ only their ratios matter to the choice. See plan.py for the compiled kernels' ow
 
 import torch
 
+from ..arithmetic import ceil_div
 from ..problem import Problem
 from ..torch_fft import conv as fft
 from . import kernels as native
@@ -15,7 +16,7 @@ from .plan import direct_cost, fft_cost, met_taps
 def pytorch(problem: Problem, task: str) -> float:
     """Seconds of PyTorch's convolution: oneDNN, where it has a fast kernel for the shape."""
     lanes = 16
-    planes = problem.batch * -(-problem.out_channels // lanes) * lanes
+    planes = problem.batch * ceil_div(problem.out_channels, lanes) * lanes
     macs = planes * problem.macs_per_plane
     pixels = planes * problem.out_size[0] * problem.out_size[1]
     taps = planes / problem.batch * problem.kernel[0] * problem.kernel[1]

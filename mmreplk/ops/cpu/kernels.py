@@ -8,13 +8,14 @@ checked; that everything is float32 on the CPU and lies in memory large enough i
 import ctypes
 import math
 import struct
-from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..arithmetic import ceil_div
+from ..caches import cached
 from ..problem import Problem
 from .contrast import backward_cells, forward_cells, worth
 from .plan import Tiles, direct_cost, fft_tiles
@@ -30,7 +31,7 @@ except ImportError as error:
  _FFT_WEIGHT_GRAD) = range(7)
 
 
-@cache
+@cached
 def available() -> tuple[bool, str]:
     """Whether the kernels were built and run here, and if not, why."""
     if _native is None:
@@ -134,7 +135,7 @@ def part_of_spectrum(spectrum: Tensor, problem: Problem, outputs: slice) -> Tens
     if outputs == slice(None):
         return spectrum
     width = lanes()
-    group = spectrum.numel() // -(-problem.out_channels // width)
+    group = spectrum.numel() // ceil_div(problem.out_channels, width)
     return spectrum[outputs.start // width * group:]
 
 
@@ -306,7 +307,7 @@ def fft_supports(problem: Problem) -> tuple[bool, str]:
     return True, 'a product of spectra'
 
 
-@lru_cache(maxsize=4096)
+@cached
 def _call(problem: Problem, isa: int, like: Problem | None = None, back: bool = False) -> _Call:
     """back: for both gradients in one, whose cells nobody else needs."""
     isa %= len(_native.isas())
@@ -317,7 +318,7 @@ def _call(problem: Problem, isa: int, like: Problem | None = None, back: bool = 
         problem, tiles, (0, 0) if math.isinf(tiles.cost) else forward_cells(problem, tiles),
         backward_cells(like or problem, tiles) if back else (0, 0),
         0 if math.isinf(tiles.cost) or back else worth(problem, width))
-    groups = -(-problem.out_channels // width)
+    groups = ceil_div(problem.out_channels, width)
     frequencies = tiles.points[1] // 2 + 1
     rows = direct_cost(problem, 'forward', width).rows
     grad_rows = direct_cost(problem, 'weight_grad', width).rows

@@ -5,9 +5,10 @@ are similar on other machines. All costs are in nanoseconds, of THREADS threads.
 """
 
 import math
-from functools import cache, lru_cache
 from typing import NamedTuple
 
+from ..arithmetic import ceil_div
+from ..caches import cached
 from ..problem import Problem
 
 try:
@@ -34,11 +35,6 @@ THREADS = 2
 _SLOWER = {16: 1.0, 8: 1.25, 4: 2.6}
 
 
-def ceil_div(a: int, b: int) -> int:
-    """``a / b``, rounded up."""
-    return -(-a // b)
-
-
 def _shared(work: float, items: int) -> float:
     """The time of equal items in THREADS threads, and to call them from Python."""
     return 8000 + work / items * ceil_div(items, THREADS)
@@ -56,7 +52,7 @@ class Direct(NamedTuple):
     cost: float
 
 
-@lru_cache(maxsize=4096)
+@cached
 def direct_cost(problem: Problem, task: str, lanes: int) -> Direct:
     """Which of the two kinds of direct sum is the quicker, and what it takes.
 
@@ -163,7 +159,7 @@ class Tiles(NamedTuple):
         return tuple(ceil_div(o, t) for o, t in zip(out_size, self.outputs, strict=True))
 
 
-@lru_cache(maxsize=4096)
+@cached
 def fft_tiles(problem: Problem, lanes: int) -> Tiles | None:
     """How the FFT cuts a map: the cheapest grid; None if even the smallest tile is too large.
 
@@ -218,7 +214,7 @@ class _Cut(NamedTuple):
     parts: int
 
 
-@lru_cache(maxsize=4096)
+@cached
 def _cuts(size: int, outs: int, kernel: int, before: int, dilation: int) -> list[_Cut]:
     """One axis in tiles, for several numbers of them: those that need different transforms."""
     distances = [s for u in range(kernel) if -outs < (s := dilation * u - before) < size]
@@ -260,7 +256,7 @@ def _tiles(rows: _Cut, columns: _Cut, lanes: int) -> Tiles:
                  1.1 * count * cost)
 
 
-@lru_cache(maxsize=4096)
+@cached
 def transform_length(n: int) -> int:
     """The cheapest number of points of at least n that can be transformed; 0 if there is none."""
     if n > MOST_POINTS:
@@ -270,6 +266,6 @@ def transform_length(n: int) -> int:
     return length if cost < math.inf else 0
 
 
-@cache
+@cached(maxsize=None)
 def _point_cost(n: int) -> float:
     return point_cost(n)

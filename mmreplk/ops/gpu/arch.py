@@ -1,9 +1,10 @@
 """What the cost models know of a GPU: a table of architectures, and the devices of this process."""
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
+
+from ..caches import cached
 
 
 class Arch(NamedTuple):
@@ -43,7 +44,7 @@ _ARCHS = (
 _UNDER_LOAD = 0.9  # share of the boost clock, a guess
 
 
-@cache
+@cached
 def arch(capability: tuple[int, int] = (9, 0), sms: int | None = None) -> Arch:
     """The newest known architecture not newer than the capability."""
     known = [a for a in _ARCHS if a.capability <= tuple(capability)]
@@ -61,7 +62,7 @@ def properties() -> tuple:
     return tuple(torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
 
 
-@cache
+@cached
 def devices() -> tuple[Arch, ...]:
     """The visible GPUs, by index."""
     return tuple(_described(p) for p in properties())
@@ -83,7 +84,7 @@ def arch_of(device: torch.device | str) -> Arch:
     return devices()[torch.cuda.current_device() if device.index is None else device.index]
 
 
-@cache
+@cached
 def weakest() -> Arch:
     """The device that choices are made for, so that they hold on each: see `gpu.estimates`."""
     return min(devices(), key=lambda a: (a.capability, a.sms * a.clock), default=arch())

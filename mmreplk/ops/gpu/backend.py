@@ -9,8 +9,8 @@ fitted again on the first GPU, to the rows of ``tools/benchmarks/tune_triton.py`
 """
 
 import importlib.util
-from functools import cache
 
+from ..caches import cached
 from ..problem import Problem
 from ..torch_fft import conv as fft
 from . import arch as triton_arch
@@ -78,7 +78,7 @@ def _triton(problem: Problem, task: str, device: triton_arch.Arch) -> float | st
     return _TRITON_CALL + time
 
 
-@cache
+@cached
 def _without_triton() -> str:
     """Why Triton cannot be used at all; empty if it can.
 

@@ -5,20 +5,20 @@ reading device memory on the host, so that CUDA graphs can record it.
 """
 
 from contextlib import nullcontext
-from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from ..arithmetic import ceil_div
+from ..caches import cached
 from ..problem import Problem
 from . import kernels
 from .arch import Arch, arch_of, weakest
 from .tiles import (
     GradTile,
     Tile,
-    cdiv,
     choose,
     forward_time,
     grad_plan,
@@ -80,8 +80,8 @@ def supports(problem: Problem, task: str = 'forward',
 
 def _programs_at_most(p: Problem) -> int:
     """Patches of one channel, or programs of any launch, whichever is more, for any tile."""
-    patches = p.batch * cdiv(p.out_size[0], 2) * cdiv(p.out_size[1], 8)
-    return max(patches, cdiv(patches, 16) * p.channels, p.channels * cdiv(
+    patches = p.batch * ceil_div(p.out_size[0], 2) * ceil_div(p.out_size[1], 8)
+    return max(patches, ceil_div(patches, 16) * p.channels, p.channels * ceil_div(
         p.kernel[0] * p.kernel[1], _TAPS), 2 * p.batch)
 
 
@@ -98,7 +98,7 @@ def estimate(problem: Problem, task: str = 'forward', allow_tf32: bool = True,
     return forward_time(problem, tile, mode, device) + tables / device.memory
 
 
-@cache
+@cached
 def _interpreted() -> bool:
     return not isinstance(kernels.forward_kernel, triton.JITFunction)
 
@@ -121,7 +121,7 @@ class ForwardPlan(NamedTuple):
     tables: int
 
 
-@lru_cache(maxsize=4096)
+@cached
 def plan_forward(problem: Problem, mode: str, tile: Tile,
                  workspace: int | None = None) -> ForwardPlan:
     """Sizes of the forward pass with a given tile; its tables take at most `workspace` bytes."""
@@ -132,10 +132,10 @@ def plan_forward(problem: Problem, mode: str, tile: Tile,
     rows, columns, unit = tile.rows, tile.columns, tile.unit
     x_vector, y_vector = vector(size, p.width, tile.vector), vector(size, out_width, 16)
     v = 8 // size
-    before = cdiv(left, x_vector) * x_vector
-    patches_i, patches_j = cdiv(out_height, rows), cdiv(out_width, columns)
+    before = ceil_div(left, x_vector) * x_vector
+    patches_i, patches_j = ceil_div(out_height, rows), ceil_div(out_width, columns)
     patches = p.batch * patches_i * patches_j
-    tiles = cdiv(patches, tile.patches)
+    tiles = ceil_div(patches, tile.patches)
 
     # The rows and columns of the Toeplitz table that any tile reads, plus the overrun of the last
     # step, which meets nothing but zeros of x.
@@ -147,14 +147,14 @@ def plan_forward(problem: Problem, mode: str, tile: Tile,
              for j in (0, patches_j - 1)]
     k_low = min(e.k_low for e in edges) * unit
     k_high = max(e.k_low + e.blocks for e in edges) * unit
-    length = cdiv(k_high - k_low + columns, v) * v
+    length = ceil_div(k_high - k_low + columns, v) * v
 
     split = {'half': 0, 'tf32': 1, 'exact': 2}[mode]
     bytes_each = max(split, 1) * table_rows * v * length * size
     channels = max(1, min(p.channels, workspace // bytes_each))
     part = channels * table_rows * v * length
     interpreted = _interpreted()
-    table = Launch(cdiv(part, _BLOCK), dict(
+    table = Launch(ceil_div(part, _BLOCK), dict(
         part=part, first_row=first_row, first=k_low - (columns - 1) - (before - left),
         rows=table_rows, length=length, kh=kh, kw=kw), dict(V=v, SPLIT=split, BLOCK=_BLOCK))
     main = Launch(tiles, dict(
@@ -228,7 +228,7 @@ def _forward(x, weight, bias, y, problem, mode, tile, workspace=None) -> None:
         channels = min(plan.channels, problem.channels - first)
         size = plan.part // plan.channels * channels
         programs, integers, constants = plan.table
-        kernels.toeplitz_kernel[(cdiv(size, _BLOCK), )](
+        kernels.toeplitz_kernel[(ceil_div(size, _BLOCK), )](
             weight, table, size=size, channel0=first, **integers, **constants)
         programs, integers, constants = plan.main
         kernels.forward_kernel[(programs * channels, )](
@@ -245,7 +245,7 @@ class GradLaunches(NamedTuple):
     sums: int  # elements of partial sums per channel
 
 
-@lru_cache(maxsize=4096)
+@cached
 def plan_weight_grad(problem: Problem, mode: str, tile: GradTile, device: Arch,
                      workspace: int | None = None) -> GradLaunches:
     """Sizes of the weight gradient with a given tile; sums take at most `workspace` bytes."""
@@ -258,7 +258,7 @@ def plan_weight_grad(problem: Problem, mode: str, tile: GradTile, device: Arch,
     start, _ = grad_window(p, tile.columns, x_vector)
     m, n = tile.rows * tile.window, tile.out_rows * tile.columns
     width_a = plan.tiles_a * tile.out_rows
-    parts = cdiv(kw, tile.window)
+    parts = ceil_div(kw, tile.window)
     each = parts * m * width_a
     splits = max(1, min(plan.splits, workspace // (p.channels * each * 4)))
     sums = splits * each
@@ -274,7 +274,7 @@ def plan_weight_grad(problem: Problem, mode: str, tile: GradTile, device: Arch,
         PRECISION='tf32x3' if mode == 'exact' else 'tf32', WIDE=_is_wide(p),
         QUARTERS=m * n > 16384, UPCAST=_interpreted() and p.dtype == torch.bfloat16,
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=_REGISTERS))
-    reduce = Launch(cdiv(kh * kw, _TAPS), dict(
+    reduce = Launch(ceil_div(kh * kw, _TAPS), dict(
         shared, width=p.width, out_width=out_width, width_a=width_a), dict(
         S=tile.rows, KD=tile.window, VB=parts, TAPS=_TAPS, COLUMNS=64))
     return GradLaunches(channels, main, reduce, sums)

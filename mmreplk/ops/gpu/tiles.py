@@ -6,12 +6,13 @@ behind the user's back. ``tools/benchmarks/tune_triton.py --write`` measures and
 """
 
 import json
-from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from ..arithmetic import ceil_div
+from ..caches import cached
 from ..problem import Problem
 from .arch import Arch, arch  # noqa: F401  (arch: for the callers of this module)
 
@@ -67,10 +68,6 @@ class GradTile(NamedTuple):
     stages: int
 
 
-def cdiv(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def power_of_two(n: int) -> int:
     """The smallest power of two that is not smaller than n."""
     return 1 << max(n - 1, 0).bit_length()
@@ -90,7 +87,7 @@ def vector(size: int, width: int, most: int) -> int:
 
 # -- forward ---------------------------------------------------------------------------------------
 
-@cache
+@cached
 def candidates(mode: str, capability: tuple[int, int]) -> tuple[Tile, ...]:
     """All tiles of `forward_kernel` that are compiled without spilling registers."""
     depth = 64 if mode == 'half' else 32
@@ -134,8 +131,8 @@ class Window(NamedTuple):
 def window(problem: Problem, tile: Tile, before: int, start: int) -> Window:
     """The window of the tile whose first patch is number `start`."""
     (kh, kw), (top, _, left, _) = problem.kernel, problem.padding
-    patches_i = cdiv(problem.out_size[0], tile.rows)
-    patches_j = cdiv(problem.out_size[1], tile.columns)
+    patches_i = ceil_div(problem.out_size[0], tile.rows)
+    patches_j = ceil_div(problem.out_size[1], tile.columns)
     total = problem.batch * patches_i * patches_j
     first = start // problem.batch
     last = (min(start + tile.patches, total) - 1) // problem.batch
@@ -154,15 +151,15 @@ def forward_time(problem: Problem, tile: Tile, mode: str, device: Arch) -> float
     """Estimated seconds of the forward pass."""
     size = problem.dtype.itemsize
     elements = vector(size, problem.width, tile.vector)
-    before = cdiv(problem.padding[2], elements) * elements
+    before = ceil_div(problem.padding[2], elements) * elements
     outputs = tile.rows * tile.columns
-    tiles = cdiv(problem.batch * cdiv(problem.out_size[0], tile.rows) *
-                 cdiv(problem.out_size[1], tile.columns), tile.patches)
-    looked_at = range(0, tiles, cdiv(tiles, 16))  # evenly spread
+    tiles = ceil_div(problem.batch * ceil_div(problem.out_size[0], tile.rows) *
+                 ceil_div(problem.out_size[1], tile.columns), tile.patches)
+    looked_at = range(0, tiles, ceil_div(tiles, 16))  # evenly spread
     steps = 0
     for number in looked_at:
         w = window(problem, tile, before, number * tile.patches)
-        steps += cdiv(max(w.b_high - w.b_low, 0) * w.blocks, tile.depth // tile.unit)
+        steps += ceil_div(max(w.b_high - w.b_low, 0) * w.blocks, tile.depth // tile.unit)
     steps /= len(looked_at)
 
     macs = device.macs / {'half': 1, 'tf32': 2, 'exact': 6}[mode]
@@ -199,7 +196,7 @@ def _time(problem, device, programs, steps, per_step, shared_bytes, warps, accum
     if rounds < resident:
         rounds = max(rounds, 1)
     else:
-        rounds = cdiv(programs, device.sms * resident) * resident
+        rounds = ceil_div(programs, device.sms * resident) * resident
     cycles = rounds * (steps * step + finish / resident)
     if shared_bytes > device.shared:
         cycles *= 1e6
@@ -211,7 +208,7 @@ def _time(problem, device, programs, steps, per_step, shared_bytes, warps, accum
 def grad_window(problem: Problem, columns: int, elements: int) -> tuple[int, int]:
     """First input column of the first block of `columns` outputs, and how many columns matter."""
     (_, kw), left = problem.kernel, problem.padding[2]
-    before = cdiv(left, elements) * elements
+    before = ceil_div(left, elements) * elements
     whole = min(problem.width, problem.out_size[1] + kw - 1 - left)
     window = columns + kw - 1 + before - left
     if problem.out_size[1] <= columns and 0 < whole <= window:
@@ -219,7 +216,7 @@ def grad_window(problem: Problem, columns: int, elements: int) -> tuple[int, int
     return -before, window
 
 
-@lru_cache(maxsize=256)
+@cached(maxsize=256)
 def grad_candidates(problem: Problem, mode: str,
                     capability: tuple[int, int]) -> tuple[GradTile, ...]:
     """Tiles of `weight_grad_kernel` that can serve the problem."""
@@ -265,16 +262,17 @@ class GradPlan(NamedTuple):
 def grad_plan(problem: Problem, tile: GradTile, device: Arch) -> GradPlan:
     """Blocks, tiles of output rows, and into how many programs the sum over the pixels is split."""
     kh, top, out_height = problem.kernel[0], problem.padding[0], problem.out_size[0]
-    blocks_i = cdiv(problem.height, tile.rows)
-    blocks_j = cdiv(problem.out_size[1], tile.columns)
-    tiles_a = cdiv(kh + tile.rows - 1, tile.out_rows)
+    blocks_i = ceil_div(problem.height, tile.rows)
+    blocks_j = ceil_div(problem.out_size[1], tile.columns)
+    tiles_a = ceil_div(kh + tile.rows - 1, tile.out_rows)
     rows = 0
     for number in range(tiles_a):
         shift = number * tile.out_rows + top - (kh - 1)
-        low = max(0, cdiv(-(shift + tile.out_rows - 1), tile.rows)) // tile.blocks
-        rows += max(cdiv(min(blocks_i, cdiv(out_height - shift, tile.rows)), tile.blocks) - low, 0)
-    steps = max(rows * blocks_j * cdiv(problem.batch, tile.images), 1)
-    splits = cdiv(2 * device.sms, problem.channels * tiles_a)
+        low = max(0, ceil_div(-(shift + tile.out_rows - 1), tile.rows)) // tile.blocks
+        high = min(blocks_i, ceil_div(out_height - shift, tile.rows))
+        rows += max(ceil_div(high, tile.blocks) - low, 0)
+    steps = max(rows * blocks_j * ceil_div(problem.batch, tile.images), 1)
+    splits = ceil_div(2 * device.sms, problem.channels * tiles_a)
     splits = max(1, min(splits, steps // tiles_a // 4, 64))
     return GradPlan(blocks_i, blocks_j, tiles_a, splits, steps)
 
@@ -310,7 +308,7 @@ def key(problem: Problem, task: str, mode: str, device: Arch) -> str:
             f'p{pads}')
 
 
-@cache
+@cached
 def _measured() -> dict[str, list[int]]:
     try:
         return json.loads(TABLE.read_text())
@@ -318,7 +316,7 @@ def _measured() -> dict[str, list[int]]:
         return {}
 
 
-@lru_cache(maxsize=4096)
+@cached
 def choose(problem: Problem, task: str, mode: str, device: Arch) -> Tile | GradTile | None:
     """The tile for the problem; None if no tile of the weight gradient can serve it.
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arithmetic import to_opmath
 from ..cpu.contrast import forward_cells
 from ..cpu.plan import Tiles
 from ..problem import Problem
@@ -38,8 +39,8 @@ def mend(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, problem: P
             _again(out[n], x[n], weight, bias, problem, doubtful[n].nonzero().flatten())
     if broken.any():
         images, outputs = broken.nonzero().unbind(1)
-        planes = _wide(x[images, outputs // problem.multiplier])
-        taps = _wide(weight[outputs])
+        planes = to_opmath(x[images, outputs // problem.multiplier])
+        taps = to_opmath(weight[outputs])
         total = planes.new_zeros(len(images), *problem.out_size)
         # Not as a padded convolution: an infinite weight times a 0 beside the map is NaN.
         for u, rows, to_rows in _met_taps(problem, 0):
@@ -47,7 +48,7 @@ def mend(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, problem: P
                 total[:, to_rows, to_columns] += planes[:, rows, columns] * taps[:, 0, u, v, None,
                                                                                  None]
         if bias is not None:
-            total += _wide(bias[outputs, None, None])
+            total += to_opmath(bias[outputs, None, None])
         out[images, outputs] = total.to(out.dtype)
     return out
 
@@ -70,7 +71,7 @@ def mend_weight_grad(out: Tensor, x: Tensor, grad: Tensor, problem: Problem) -> 
     broken = broken.nonzero().flatten()
     if not len(broken):
         return out
-    x, grad = _wide(x[:, broken // problem.multiplier]), _wide(grad[:, broken])
+    x, grad = to_opmath(x[:, broken // problem.multiplier]), to_opmath(grad[:, broken])
     taps = out.new_zeros(len(broken), *problem.kernel)
     for u, inputs, outputs in _met_taps(problem, 0):
         for v, left_inputs, left_outputs in _met_taps(problem, 1):
@@ -85,7 +86,7 @@ def _contrast(maps: Tensor) -> Tensor:
     cells = [max(1, min(8, size // 8)) for size in maps.shape[2:]]
     out = maps.new_zeros(maps.shape[1], dtype=torch.bool)
     for image in maps:  # one at a time: these are copies
-        size = _wide(image).abs()
+        size = to_opmath(image).abs()
         squares = (size / size.amax((1, 2), True).clamp_min(torch.finfo(size.dtype).tiny)).square()
         mean = F.avg_pool2d(squares[None], cells, cells, ceil_mode=True)[0].flatten(1)
         below = (mean > 0) & (mean * CONTRAST**2 < squares.sum((1, 2))[:, None])
@@ -113,7 +114,7 @@ def _doubtful(x: Tensor, problem: Problem) -> Tensor | None:
         return x.new_ones(x.shape[:2], dtype=torch.bool)
     out = []
     for image in x:  # one at a time: these are copies
-        image = _wide(image).abs()
+        image = to_opmath(image).abs()
         # The last cells are larger than they are taken here, which at worst raises a doubt.
         low = F.max_pool2d(image[None], cells, cells)[0].amin((1, 2))
         out.append((low <= _limit(image)) & (image.amax((1, 2)) > 0))
@@ -123,10 +124,10 @@ def _doubtful(x: Tensor, problem: Problem) -> Tensor | None:
 def _again(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
            channels: Tensor) -> None:
     """Some channels of one image: see fft_again in csrc/fft.inc.c."""
-    x = _wide(x[channels])
+    x = to_opmath(x[channels])
     outputs = (channels[:, None] * problem.multiplier + torch.arange(
         problem.multiplier, device=x.device)).flatten()
-    weight, bias = _wide(weight[outputs]), None if bias is None else _wide(bias[outputs])
+    weight, bias = to_opmath(weight[outputs]), None if bias is None else to_opmath(bias[outputs])
     problem = problem._replace(dtype=x.dtype, batch=1, channels=len(channels), relu=False)
     size = x.abs()
     seen = _seen(size, problem)
@@ -164,7 +165,3 @@ def _seen(size: Tensor, problem: Problem) -> Tensor:
             out = torch.maximum(*(out.narrow(axis + 1, start, length) for start in (0, shift)))
             width += more
     return out
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -17,12 +17,13 @@ This is the path of machines without the compiled kernels, of float64, and of ``
 a GPU.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..arithmetic import to_opmath
+from ..caches import cached
 from ..problem import Problem
 
 # Spectra held at a time, in bytes: a call works through the channels in blocks of this size.
@@ -50,7 +51,7 @@ class _Axis(NamedTuple):
     length: int
 
 
-@lru_cache(maxsize=1024)
+@cached
 def _axis(size: int, out: int, kernel: int, before: int, dilation: int) -> _Axis:
     distances = [dilation * u - before for u in range(kernel)]
     met = [u for u, s in enumerate(distances) if -out < s < size]
@@ -96,7 +97,7 @@ def supports(problem: Problem) -> tuple[bool, str]:
 def spectrum_of_weight(weight: Tensor, problem: Problem) -> Tensor:
     """The conjugate spectrum ``(C', Lh, Lw // 2 + 1)`` of weights ``(C', 1, Kh, Kw)``."""
     vertical, horizontal = _axes(problem)
-    taps = _wide(weight)[:, 0, vertical.first:vertical.last, horizontal.first:horizontal.last]
+    taps = to_opmath(weight)[:, 0, vertical.first:vertical.last, horizontal.first:horizontal.last]
     circle = taps.new_zeros(taps.shape[0], vertical.length, horizontal.length)
     rows, columns = _positions(weight, vertical, horizontal)
     circle[:, rows, columns] = taps
@@ -129,7 +130,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
         product *= (spectrum_of_weight(weight[outputs], problem)
                     if spectrum is None else spectrum[outputs])
         block = torch.fft.irfft2(product, s=size)[..., :oh, :ow]
-        out[images, outputs] = block if bias is None else block + _wide(bias[outputs, None, None])
+        if bias is not None:
+            block = block + to_opmath(bias[outputs, None, None])
+        out[images, outputs] = block
     return out
 
 
@@ -181,11 +184,7 @@ def _blocks(problem: Problem, images_last: bool = False):
 
 def _map(tensor: Tensor) -> Tensor:
     # MKL, as PyTorch 2.5 calls it, refuses elements that share memory, as those of an expanded map.
-    return _wide(tensor.contiguous() if 0 in tensor.stride() else tensor)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return to_opmath(tensor.contiguous() if 0 in tensor.stride() else tensor)
 
 
 def _memory_format(problem: Problem) -> torch.memory_format:

@@ -29,23 +29,17 @@ NEW = {'H100': H100, 'A100': A100, 'RTX 4090': RTX4090, 'B200': B200}
 TASKS = {'forward': dispatch.choose, 'weight_grad': dispatch.choose_weight_grad}
 
 
-def forget():
-    for function in (dispatch.choose, dispatch.choose_weight_grad, triton_arch.devices,
-                     triton_arch.weakest, gpu._without_triton):
-        function.cache_clear()
-
-
 @pytest.fixture(name='on')
 def _on(monkeypatch):
     """``on(H100)``: a machine with these devices, on which Triton starts."""
     def on(*devices):
-        forget()
+        dispatch.forget()
         monkeypatch.setattr(triton_arch, 'properties', lambda: devices)
         monkeypatch.setattr(gpu, '_start', lambda: None)
 
     yield on
     monkeypatch.undo()
-    forget()
+    dispatch.forget()
 
 
 def problem(batch=64, channels=384, size=64, kernel=31, dtype=torch.float16, **changes):

@@ -189,7 +189,7 @@ def test_offsets_beyond_32_bits(compare, monkeypatch):
     assert plan.main.constants['WIDE']
     size = plan.part // plan.channels
     table = torch.full((size, ), float('nan'), dtype=HALF)
-    kernels.toeplitz_kernel[(launch.cdiv(size, 1024), )](
+    kernels.toeplitz_kernel[(launch.ceil_div(size, 1024), )](
         weight, table, size=size, channel0=last, **plan.table.integers, **plan.table.constants)
     kernels.forward_kernel[(plan.main.programs, )](
         x, table, w_ptr=weight, bias_ptr=weight, y_ptr=y, channel0=last, **plan.main.integers,
