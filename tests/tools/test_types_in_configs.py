@@ -18,7 +18,6 @@ from mmreplk.commands import (
 from mmreplk.commands import (
     evaluation,
     inference,
-    launch,
 )
 from mmreplk.commands import (
     shrink as reduce,
@@ -113,7 +112,7 @@ def test_every_option_finds_its_part(seg_bench, form, monkeypatch, randomize_nor
     assert cfg.test_evaluator[0].output_dir == 'out'
     stand_ins.replace_default_hook(cfg, 'checkpoint', CheckpointHook, 'SafeCheckpointHook')
     assert cfg.default_hooks.checkpoint.type == 'SafeCheckpointHook'
-    assert launch.replace_sync_bn(cfg.model) == 2
+    assert stand_ins.replace_sync_bn(cfg.model) == 2
     inference.use_known_names(cfg)
     names = [step['type'] for step in cfg.test_dataloader.dataset.pipeline]
     assert names[0] == 'LoadImageFromFile'
