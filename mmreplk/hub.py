@@ -81,7 +81,7 @@ def get_model(cfg_path: str, pretrained: bool = False, **kwargs) -> nn.Module:
     """
     from mmengine.runner.checkpoint import load_state_dict
 
-    from .commands.launch import replace_sync_bn
+    from .config.edit import replace_sync_bn
     from .config.model import build_model
     from .weights.checks import check_model_weights, state_for_mmengine
     from .weights.safe_load import read_any

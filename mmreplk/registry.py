@@ -17,9 +17,9 @@ MODELS = Registry(
     'model', parent=MMENGINE_MODELS, scope='mmreplk', locations=['mmreplk.models'])
 
 
-def _child(kind: str) -> Registry:
+def _child(kind: str, location: str = 'mmreplk.training') -> Registry:
     parent = getattr(mmengine_registry, kind)
-    return Registry(parent.name, parent=parent, scope='mmreplk', locations=['mmreplk.training'])
+    return Registry(parent.name, parent=parent, scope='mmreplk', locations=[location])
 
 
 HOOKS = _child('HOOKS')
@@ -30,6 +30,7 @@ OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS')
 FUNCTIONS = _child('FUNCTIONS')
 STRATEGIES = _child('STRATEGIES')
+WEIGHT_INITIALIZERS = _child('WEIGHT_INITIALIZERS', 'mmreplk.weights')
 
 
 def register(registry: Registry):

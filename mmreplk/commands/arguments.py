@@ -1,4 +1,4 @@
-"""What the tools share: their common arguments, reading the config, and showing errors."""
+"""What the tools share: their common arguments, and showing errors."""
 
 import argparse
 import os
@@ -10,8 +10,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..config.types import scope_of
-from ..paths import check_file
+from ..config.model import read_config
 from .launch import PROCESS_ENV, has_gpu, local_rank
 
 OTHERS_WAIT = 20  # seconds
@@ -68,39 +67,6 @@ def clear_errors(parser: argparse.ArgumentParser, launcher: str = 'none'):
         if local_rank(launcher) != 0:
             time.sleep(OTHERS_WAIT)
         parser.exit(2, f'{parser.prog}: error: {error}\n')
-
-
-def read_config(path: str, options: dict | None = None) -> Config:
-    """Read a config and merge ``--cfg-options`` into it.
-
-    Args:
-        path (str): A file, or ``mmreplk::NAME.py``.
-        options (dict, optional): Dotted names to values. Defaults to None.
-
-    Returns:
-        Config: The full config.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file or the options cannot be understood.
-    """
-    if '::' not in path:
-        check_file(path, 'CONFIG',
-                   'Check the path, or name a packaged config as mmreplk::NAME.py.')
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # a config is a program: anything can go wrong in it
-        raise ValueError(f'CONFIG {path}: {type(error).__name__}: {error}') from error
-    try:
-        cfg.merge_from_dict(options or {})
-    except Exception as error:
-        raise ValueError(f'--cfg-options: {type(error).__name__}: {error}. Compare the keys with '
-                         f'those of {path}.') from error
-    if cfg.get('model') is None:
-        raise ValueError(f'CONFIG {path}: has no model.')
-    if cfg.get('default_scope') is None and (scope := scope_of(cfg.model)):
-        cfg.default_scope = scope
-    return cfg
 
 
 def prepare(args: argparse.Namespace) -> Config:

@@ -6,93 +6,21 @@ Each raises an error that names the argument and the remedy; the tools show it a
 import os.path as osp
 from glob import escape as glob_escape
 from glob import glob
-from importlib.util import find_spec
 
 import torch
 from mmengine.config import Config
 
-from ..config.model import build_model
-from ..config.types import class_of, type_names
+from ..config.model import build_model, check_scope
+from ..config.types import type_names
 from ..models import EnlargedBackbone, RepLKNet
+from ..models.from_config import backbone_class, check_backbone
 from ..paths import check_file, is_remote, kind_of, make_folder
 from ..training.own_files import checkpoint_folder, lies_in
 from ..training.resumable import POINTER, find_resumable, is_sharded_checkpoint, use_seed_of
+from ..training.resume_state import check_resumable
 from ..weights.checks import check_pretrained, check_weights
 from .data_checks import check_data
 from .launch import check_launcher, local_rank
-
-SCOPES = ('mmseg', 'mmdet', 'mmpretrain')
-
-
-def _importable(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ImportError:  # the parent package is missing or broken
-        return False
-
-
-def check_scope(cfg: Config) -> None:
-    """Check that the config belongs to a known codebase, and that this one is installed.
-
-    Args:
-        cfg (Config): The full config.
-
-    Raises:
-        ValueError: If ``default_scope`` is missing or of no known codebase.
-        ModuleNotFoundError: If the codebase, or what it needs from MMCV, is not installed.
-    """
-    scope = cfg.get('default_scope')
-    if scope not in SCOPES:
-        raise ValueError(
-            f'CONFIG {cfg.filename}: default_scope is {scope!r}, not one of {", ".join(SCOPES)}. '
-            "Set it in the config, such as default_scope = 'mmseg'.")
-    if not _importable(scope):
-        raise ModuleNotFoundError(
-            f'CONFIG {cfg.filename} needs {scope}, which is not installed here. From a clone, '
-            '`bash tools/install.sh` installs the tested versions.')
-    if scope == 'mmdet' and not _importable('mmcv._ext'):
-        raise ModuleNotFoundError(
-            f'CONFIG {cfg.filename} needs mmdet, and mmdet needs the compiled operators of MMCV '
-            '(mmcv._ext), which are missing here. From a clone, `bash tools/install.sh --with-ops` '
-            'builds them.')
-
-
-def has_replknet(cfg: Config) -> bool:
-    """Say whether the backbone of a config is RepLKNet, by whatever name it is asked for.
-
-    Args:
-        cfg (Config): The full config.
-    """
-    return _backbone_class(cfg) is RepLKNet
-
-
-def _backbone_class(cfg: Config) -> type | None:
-    return class_of(cfg.model.get('backbone'), 'MODELS', cfg.default_scope)
-
-
-def check_backbone(cfg: Config) -> RepLKNet | EnlargedBackbone | None:
-    """Check the arguments of our backbones by building them without memory.
-
-    Args:
-        cfg (Config): The full config.
-
-    Returns:
-        RepLKNet | EnlargedBackbone | None: The backbone on 'meta'; None if the config's is another
-        network.
-
-    Raises:
-        ValueError: If an argument is unknown or impossible.
-    """
-    if not has_replknet(cfg):
-        return build_model(cfg).backbone if _backbone_class(cfg) is EnlargedBackbone else None
-    arguments = {
-        key: value for key, value in cfg.model.backbone.items() if key not in ('type', 'init_cfg')
-    }
-    try:
-        with torch.device('meta'):
-            return RepLKNet(**arguments)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'CONFIG {cfg.filename}: model.backbone: {error}') from error
 
 
 def check_replknet(cfg: Config) -> RepLKNet:
@@ -129,7 +57,7 @@ def check_mergeable(cfg: Config) -> None:
             ``test_dataloader``.
     """
     check_scope(cfg)
-    enlarged = _backbone_class(cfg) is EnlargedBackbone
+    enlarged = backbone_class(cfg) is EnlargedBackbone
     if (build_model(cfg).backbone if enlarged else check_replknet(cfg)).deploy:
         raise ValueError(f'CONFIG {cfg.filename}: model.backbone.deploy is True: this is the '
                          'config of a merged model. Name that of the trained one.')
@@ -294,7 +222,8 @@ def preflight_train(cfg: Config, launcher: str) -> str | None:
     notes.append(check_pretrained(cfg, backbone, first))
     if start and not sharded:
         resume = bool(cfg.get('resume'))
-        notes.append(check_weights(cfg, start, '--resume' if resume else 'load_from', resume,
+        notes.append(check_weights(cfg, start, '--resume' if resume else 'load_from',
+                                   check_resumable if resume else None,
                                    heads_may_differ=not resume, first=first))
         if resume and not is_remote(start):
             notes.append(use_seed_of(cfg, start))

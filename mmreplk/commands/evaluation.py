@@ -6,6 +6,7 @@ from copy import deepcopy
 from mmengine.config import Config, ConfigDict
 from mmengine.visualization import LocalVisBackend
 
+from ..config.edit import leaves
 from ..config.types import class_of, type_names
 
 VISUALIZERS = {
@@ -138,31 +139,6 @@ def use_show_dir(cfg: Config, folder: str, processes: int = 1) -> str | None:
         return None
     return (f'--show-dir: the visualizers draw on process 0 alone, so one image in {processes}; '
             'one process draws them all.')
-
-
-def innermost(dataset: dict) -> dict:
-    """The dataset inside wrappers such as RepeatDataset and ConcatDataset.
-
-    Args:
-        dataset (dict): A dataset config.
-
-    Returns:
-        dict: The innermost one, the owner of the pipeline; of several the first.
-    """
-    return leaves(dataset)[0]
-
-
-def leaves(dataset: dict) -> list[dict]:
-    """The datasets inside wrappers of any depth.
-
-    Args:
-        dataset (dict): A dataset config.
-
-    Returns:
-        list[dict]: Those that wrap no other.
-    """
-    inner = dataset.get('datasets') or [dataset.get('dataset')]
-    return [leaf for item in inner for leaf in leaves(item)] if inner[0] else [dataset]
 
 
 def flip_pipeline(pipeline: list, scope: str) -> list:

@@ -8,8 +8,9 @@ import mmcv
 import numpy as np
 from mmengine.config import Config
 
+from ..config.edit import innermost
 from ..config.types import is_label_loader, type_names
-from .evaluation import innermost, set_default_visualizer
+from .evaluation import set_default_visualizer
 
 LOADER = 'LoadImageFromFile'
 

@@ -18,7 +18,7 @@ import torch.distributed as torch_dist
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from ..config.types import type_names
+from ..config.edit import replace_sync_bn
 from ..training.cpu_fallbacks import use_cpu_modules
 from ..training.fsdp import fit_fsdp
 
@@ -33,7 +33,6 @@ STARTED_BY = {
     'slurm': 'srun; start it with `bash tools/slurm_train.sh` or `bash tools/slurm_test.sh`',
     'mpi': 'mpirun',
 }
-SYNC_BN = {'SyncBN', 'MMSyncBN', 'SyncBatchNorm', 'NaiveSyncBN'}
 
 
 def has_gpu() -> bool:
@@ -167,28 +166,6 @@ def finish(launcher: str) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-
-
-def replace_sync_bn(node) -> int:
-    """Put ``BN`` wherever a config asks for a synchronised batch norm, at any depth.
-
-    Args:
-        node (dict | list): A model config, changed in place.
-
-    Returns:
-        int: How many ``type`` entries were changed.
-    """
-    if isinstance(node, (list, tuple)):
-        return sum(replace_sync_bn(item) for item in node)
-    if not isinstance(node, dict):
-        return 0
-    count = sum(replace_sync_bn(value) for value in node.values())
-    kind = node.get('type')
-    name = kind if isinstance(kind, str) else next(iter(type_names(node, 'MODELS')), '')
-    if name.rsplit('.', 1)[-1] in SYNC_BN:
-        node['type'] = 'BN'
-        count += 1
-    return count
 
 
 def fit_to_hardware(cfg: Config, launcher: str) -> str | None:

@@ -4,7 +4,7 @@ from mmengine.config import Config, ConfigDict
 
 from ..config.model import drop_pretrained
 from ..models.arch import parse_arch
-from .checks import check_backbone, has_replknet
+from ..models.from_config import check_backbone, has_replknet
 
 # Not of the network: what goes in, and the pictures' statistics.
 KEPT = ('backbone', 'data_preprocessor')

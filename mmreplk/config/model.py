@@ -6,13 +6,16 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from .types import is_pretrained
+from ..paths import check_file
+from .files import resolve
+from .types import CODEBASES, is_pretrained, scope_of
 
 
 def write_new(path: str, write: Callable[[str], bool | None]) -> bool:
@@ -44,6 +47,73 @@ def write_new(path: str, write: Callable[[str], bool | None]) -> bool:
                 raise FileExistsError(f'{path!r} exists; it is left as it is') from None
             os.rename(draft, path)
     return True
+
+
+def read_config(path: str, options: dict | None = None) -> Config:
+    """Read a config and merge ``--cfg-options`` into it.
+
+    Args:
+        path (str): A file, or ``mmreplk::NAME.py``.
+        options (dict, optional): Dotted names to values. Defaults to None.
+
+    Returns:
+        Config: The full config.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file or the options cannot be understood.
+    """
+    if '::' not in path:
+        check_file(path, 'CONFIG',
+                   'Check the path, or name a packaged config as mmreplk::NAME.py.')
+    try:
+        cfg = Config.fromfile(resolve(path))
+    except Exception as error:  # a config is a program: anything can go wrong in it
+        raise ValueError(f'CONFIG {path}: {type(error).__name__}: {error}') from error
+    try:
+        cfg.merge_from_dict(options or {})
+    except Exception as error:
+        raise ValueError(f'--cfg-options: {type(error).__name__}: {error}. Compare the keys with '
+                         f'those of {path}.') from error
+    if cfg.get('model') is None:
+        raise ValueError(f'CONFIG {path}: has no model.')
+    if cfg.get('default_scope') is None and (scope := scope_of(cfg.model)):
+        cfg.default_scope = scope
+    return cfg
+
+
+def _importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # the parent package is missing or broken
+        return False
+
+
+def check_scope(cfg: Config) -> None:
+    """Check that the config belongs to a known codebase, and that this one is installed.
+
+    Args:
+        cfg (Config): The full config.
+
+    Raises:
+        ValueError: If ``default_scope`` is missing or of no known codebase.
+        ModuleNotFoundError: If the codebase, or what it needs from MMCV, is not installed.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in CODEBASES:
+        raise ValueError(
+            f'CONFIG {cfg.filename}: default_scope is {scope!r}, not one of '
+            f'{", ".join(CODEBASES)}. '
+            "Set it in the config, such as default_scope = 'mmseg'.")
+    if not _importable(scope):
+        raise ModuleNotFoundError(
+            f'CONFIG {cfg.filename} needs {scope}, which is not installed here. From a clone, '
+            '`bash tools/install.sh` installs the tested versions.')
+    if scope == 'mmdet' and not _importable('mmcv._ext'):
+        raise ModuleNotFoundError(
+            f'CONFIG {cfg.filename} needs mmdet, and mmdet needs the compiled operators of MMCV '
+            '(mmcv._ext), which are missing here. From a clone, `bash tools/install.sh --with-ops` '
+            'builds them.')
 
 
 def build_model(cfg: Config, device: str = 'meta') -> nn.Module:

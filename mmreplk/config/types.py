@@ -11,7 +11,7 @@ from importlib import import_module
 from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.model import PretrainedInit
 
-CODEBASES = ('mmdet', 'mmpretrain', 'mmseg')
+CODEBASES = ('mmseg', 'mmdet', 'mmpretrain')
 
 
 def resolve_type(kind, registry: str, scope: str | None = None):
@@ -96,9 +96,10 @@ def is_pretrained(init) -> bool:
         init (dict | None): One ``init_cfg``, not a list.
 
     Returns:
-        bool: True for MMEngine's ``Pretrained``.
+        bool: True for MMEngine's ``Pretrained`` and classes derived from it, as ours.
     """
-    return class_of(init, 'WEIGHT_INITIALIZERS') is PretrainedInit
+    found = class_of(init, 'WEIGHT_INITIALIZERS')
+    return isinstance(found, type) and issubclass(found, PretrainedInit)
 
 
 def is_label_loader(step, scope: str | None = None) -> bool:

@@ -11,22 +11,16 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DefaultScope
-from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
-from ..commands.evaluation import innermost
-from ..commands.launch import replace_sync_bn
-from ..config.model import build_model, drop_pretrained, write_new
+from ..config.edit import innermost
+from ..config.model import drop_pretrained, write_new
 from ..config.types import is_label_loader
-from ..models import EnlargedBackbone, RepLKNet
-from ..weights.checks import check_model_weights, state_for_mmengine
-from ..weights.layouts import is_merged
-from ..weights.safe_load import read_any
+from ..weights.load import load_model
 
 # Of the largest value. Measured on full-size models with random norms: at most 3e-6, and 2e-4 or
 # more if the eps of the norms is taken for 1e-3 in place of 1e-5.
 TOLERANCE = 1e-4
-_META = ('dataset_meta', 'CLASSES', 'PALETTE')
 
 
 @dataclass(frozen=True)
@@ -62,39 +56,6 @@ class Difference:
         if before.shape != after.shape or not before.numel():
             return cls(name, float('nan'), float('nan'))
         return cls(name, (before - after).abs().max().item(), before.abs().max().item())
-
-
-def load_model(cfg: Config, path: str | None) -> tuple[nn.Module, dict]:
-    """Build the model of a config on the CPU, in evaluation mode, and load its weights.
-
-    Args:
-        cfg (Config): The full config.
-        path (str, optional): The checkpoint; None leaves the weights as constructed.
-
-    Returns:
-        tuple[nn.Module, dict]: The model, and what the checkpoint says of its data set.
-
-    Raises:
-        ValueError: If the checkpoint cannot be read safely, or does not fit.
-    """
-    cfg = deepcopy(cfg)
-    replace_sync_bn(cfg.model)
-    meta = {}
-    model = build_model(cfg, 'cpu')
-    if path is not None:
-        try:
-            checkpoint = read_any(path)
-            ours = isinstance(getattr(model, 'backbone', None), (EnlargedBackbone, RepLKNet))
-            if (ours and not model.backbone.deploy and is_merged(state_for_mmengine(checkpoint))):
-                raise ValueError('is merged already; there is nothing left to merge. Use it with '
-                                 'the config beside it, or with model.backbone.deploy=True')
-            check_model_weights(build_model(cfg), checkpoint)
-        except ValueError as error:
-            raise ValueError(f'CHECKPOINT: {path!r} {error}.') from error
-        load_state_dict(model, state_for_mmengine(checkpoint), logger='silent')
-        saved = checkpoint.get('meta') or {}
-        meta = {name: saved[name] for name in _META if name in saved}
-    return model.eval(), meta
 
 
 def example_picture(height: int = 256, width: int = 320) -> np.ndarray:

@@ -12,13 +12,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..config.types import is_pretrained
-from ..registry import MMENGINE_MODELS, MODELS
-from ..weights.layouts import adopt_final_norm, is_merged
-from ..weights.pretrained import load_pretrained
+from ..registry import MMENGINE_MODELS, MODELS, WEIGHT_INITIALIZERS
 from .arch import parse_arch, parse_frozen_stages, parse_out_indices
 from .blocks import CHECKPOINTS, RepLKNetStage, run_layer
 from .cpu_inference.pointwise import faster_channels_last
 from .fold import deploy_network, fold_norms, norms_of
+from .keys import adopt_final_norm, is_merged
 from .layers import conv_bn, norm_layer
 
 
@@ -214,6 +213,8 @@ class RepLKNet(BaseModule):
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; weights to start from (``Pretrained``) have to fit.
 
+        MMEngine's ``Pretrained`` is taken for the strict :class:`mmreplk.weights.Pretrained`.
+
         They may have the authors' layout or MMPretrain's; see :mod:`mmreplk.weights.layouts`.
 
         Raises:
@@ -228,7 +229,7 @@ class RepLKNet(BaseModule):
         finally:
             self.init_cfg = init_cfg
         for cfg in pretrained if fresh else ():
-            load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
+            WEIGHT_INITIALIZERS.build({**cfg, 'type': 'mmreplk.Pretrained'})(self)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         adopt_final_norm(state_dict, prefix, self.state_dict())

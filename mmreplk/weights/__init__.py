@@ -1,0 +1,3 @@
+from .pretrained import Pretrained
+
+__all__ = ['Pretrained']

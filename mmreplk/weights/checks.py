@@ -5,7 +5,7 @@ ask here before they begin.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from mmengine.config import Config
@@ -14,11 +14,11 @@ from torch import nn
 from ..config.model import build_model
 from ..config.types import is_pretrained, type_names
 from ..models import EnlargedBackbone, RepLKNet
-from ..models.first_conv import adapted, channels_hint
+from ..models.first_conv import channels_hint
+from ..models.keys import is_merged
 from ..paths import check_file, is_remote
-from ..training.resume_state import check_resumable
-from .layouts import check_values, describe_differences, is_merged, num_classes, split, unwrap
-from .pretrained import MERGED, NOT_MERGED, check_backbone_weights, other_arch, pretrained_body
+from .layouts import check_values, describe_differences, num_classes, split, unwrap
+from .pretrained import AUTO, MERGED, NOT_MERGED, other_arch, start_weights
 from .safe_load import UnsafeFileError, read_any
 
 _REMEDY = 'Name the weights of this config, or the config of these weights'
@@ -71,13 +71,8 @@ def check_pretrained(cfg: Config, backbone: RepLKNet | EnlargedBackbone | None =
         try:
             if name.startswith('model.backbone.init_cfg.'):
                 entry = _entry(cfg, owner)
-                if isinstance(backbone, EnlargedBackbone):
-                    backbone.matching_weights(
-                        _read(path), entry.get('prefix', 'backbone.'), entry.get('in_channels'))
-                else:
-                    body = pretrained_body(_read(path), entry.get('prefix'))
-                    check_backbone_weights(
-                        backbone, adapted(backbone, body, entry.get('in_channels')))
+                start_weights(backbone, _read(path), entry.get('prefix', AUTO),
+                              entry.get('in_channels'))
             elif name.startswith('model.init_cfg.'):
                 difference = check_model_weights(build_model(cfg), _read(path), True)
                 notes.append(difference and f'{name}: {path!r} {difference}. {_RANDOM}')
@@ -108,7 +103,7 @@ def _read(path: str) -> Mapping:
 def check_weights(cfg: Config,
                   path: str,
                   argument: str,
-                  resume: bool = False,
+                  check_more: Callable[[Mapping], None] | None = None,
                   heads_may_differ: bool = False,
                   first: bool = True) -> str | None:
     """Check that a checkpoint fits the config's model, without running it.
@@ -117,7 +112,8 @@ def check_weights(cfg: Config,
         cfg (Config): The full config.
         path (str): The checkpoint.
         argument (str): What the user calls it.
-        resume (bool): Whether a training run is to go on from it. Defaults to False.
+        check_more (Callable, optional): Called with what was read; raises a ValueError whose
+            message ends a sentence that begins with the file. Defaults to None.
         heads_may_differ (bool): Whether the backbone alone has to fit. Defaults to False.
         first (bool): As of :func:`check_pretrained`. Defaults to True.
 
@@ -134,8 +130,8 @@ def check_weights(cfg: Config,
     model = build_model(cfg)
     try:
         checkpoint = _read(path)
-        if resume:
-            check_resumable(checkpoint)
+        if check_more is not None:
+            check_more(checkpoint)
         difference = check_model_weights(model, checkpoint, heads_may_differ)
         check_wrapped(cfg, checkpoint)
     except ValueError as error:

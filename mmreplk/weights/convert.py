@@ -10,22 +10,20 @@ import torch
 from ..config.model import write_new
 from ..models import RepLKNet
 from ..models.arch import Arch
+from ..models.keys import adopt_final_norm, is_folded, is_merged, stage_norms
 from ..models.reparam import merge_kernels
 from .layouts import (
+    DATASET_META,
     EMA_WRAPPERS,
     PREFIX,
     WRAPPERS,
-    adopt_final_norm,
     arch_of,
     describe_arch,
     describe_differences,
     differences,
-    is_folded,
-    is_merged,
     name_of,
     num_classes,
     split,
-    stage_norms,
     unwrap,
 )
 from .safe_load import read_checkpoint
@@ -35,7 +33,6 @@ _OWNERS = dict(
     mmreplk='this project\'s', official='the authors\'', mmpretrain='MMPretrain\'s')
 _SEGMENTOR_PARTS = ('decode_head', 'auxiliary_head')
 _DETECTOR_PARTS = ('neck', 'rpn_head', 'roi_head', 'bbox_head', 'mask_head')
-_META = ('dataset_meta', 'CLASSES', 'PALETTE')
 
 
 @dataclass(frozen=True)
@@ -229,7 +226,7 @@ def convert(source: str, out: str, to: str = 'mmreplk', arch: str | None = None,
     if averages and not ema:
         lines.append(f'{averages[0]} holds a moving average of the weights: --ema takes it instead')
     meta = checkpoint.get('meta') if isinstance(checkpoint.get('meta'), Mapping) else {}
-    kept = {name: meta[name] for name in _META if name in meta}
+    kept = {name: meta[name] for name in DATASET_META if name in meta}
     kept['converted'] = dict(source=osp.basename(source), layout=found.layout, ema=ema)
     raw = to == 'official' and found.kind in ('classifier', 'backbone')
     content = state if raw else dict(meta=kept, state_dict=state)

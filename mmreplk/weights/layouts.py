@@ -13,13 +13,13 @@ detector            as in the mm packages
 ==================  =====================  ================================  =====================
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 
 import torch
 
 from ..models.arch import ARCHS, Arch
+from ..models.keys import BLOCK, is_merged
 
 PREFIX = 'backbone.'
 # Where training scripts put the weights: MMEngine and MMCV, the authors, DeepSpeed.
@@ -27,9 +27,9 @@ WRAPPERS = ('state_dict', 'model', 'module')
 # Where the authors' training script and timm put the moving average of the weights.
 EMA_WRAPPERS = ('model_ema', 'state_dict_ema')
 _PARTS = ('stem.', 'stages.', 'transitions.', 'norm.')
-_BLOCK = re.compile(r'stages\.(\d+)\.blocks\.(\d+)\.')
-STAGE_NORM = re.compile(r'stages\.(\d+)\.norm\.')
 _COUNTER = 'num_batches_tracked'
+# What a checkpoint says of its data set, in ``meta``; files of MMCV have the last two alone.
+DATASET_META = ('dataset_meta', 'CLASSES', 'PALETTE')
 # The last layer of each head, and how many of its outputs are no class.
 _CLASS_LAYERS = {
     'head.fc': 0,
@@ -102,33 +102,11 @@ def split(state: Mapping[str, torch.Tensor]) -> tuple[str, dict, dict]:
         starts = (prefix, ) if prefix else _PARTS
         body = {name[len(prefix):]: value for name, value in state.items()
                 if name.startswith(starts)}
-        if any(map(_BLOCK.match, body)):
+        if any(map(BLOCK.match, body)):
             return prefix, body, {name: value for name, value in state.items()
                                   if not name.startswith(starts)}
     raise ValueError('holds no RepLKNet: no stem.0.conv.weight with stages.0.blocks behind it, '
                      f'neither by itself nor under {PREFIX}, but {_some(state)}')
-
-
-def is_merged(names: Iterable[str]) -> bool:
-    """Say whether the small kernels are merged into the large ones."""
-    return any('.lkb_reparam.' in name for name in names)
-
-
-def is_folded(names: Iterable[str]) -> bool:
-    """Say whether the norms are folded into the convolutions, as in a deployed backbone."""
-    return is_merged(names) and not any(name.endswith('.running_var') for name in names)
-
-
-def stage_norms(names: Iterable[str]) -> list[int]:
-    """The stages whose outputs have a norm of their own.
-
-    Args:
-        names (Iterable[str]): Names of a backbone's weights, without prefix.
-
-    Returns:
-        list[int]: Their numbers, ascending.
-    """
-    return sorted({int(found[1]) for found in map(STAGE_NORM.match, names) if found})
 
 
 def arch_of(body: Mapping[str, torch.Tensor]) -> Arch:
@@ -144,7 +122,7 @@ def arch_of(body: Mapping[str, torch.Tensor]) -> Arch:
         ValueError: If a weight that tells it is missing or has an impossible shape.
     """
     depths = {}
-    for found in filter(None, map(_BLOCK.match, body)):
+    for found in filter(None, map(BLOCK.match, body)):
         stage, block = int(found[1]), int(found[2])
         depths[stage] = max(depths.get(stage, 0), block + 1)
     if sorted(depths) != list(range(len(depths))):
@@ -214,30 +192,6 @@ def num_classes(state: Mapping[str, torch.Tensor]) -> int | None:
         if weight is not None:
             return weight.shape[0] - background
     return None
-
-
-def adopt_final_norm(state: dict, prefix: str, own: Iterable[str]) -> None:
-    """Undo MMPretrain's renaming of the norm before the pooling, which it keeps as a stage norm.
-
-    A single norm behind the last stage is taken for that norm unless the backbone has exactly the
-    same. So MMPretrain's classification weights neither miss the norm of a classifier nor slip
-    into the norms that XL has for dense prediction.
-
-    Args:
-        state (dict[str, Tensor]): Weights, changed in place.
-        prefix (str): What stands before the backbone's names in ``state``.
-        own (Iterable[str]): The names of the backbone that they are meant for, without prefix.
-    """
-    body = [name[len(prefix):] for name in state if name.startswith(prefix)]
-    found = stage_norms(body)
-    stages = {int(match[1]) for match in map(_BLOCK.match, body) if match}
-    if not stages or found != [max(stages)] or f'{prefix}norm.weight' in state:
-        return
-    if stage_norms(own) == found:
-        return
-    last = f'stages.{found[0]}.norm.'
-    for name in [name for name in body if name.startswith(last)]:
-        state[f'{prefix}norm.{name[len(last):]}'] = state.pop(prefix + name)
 
 
 def check_values(state: Mapping, own: Mapping[str, torch.Tensor] | None = None) -> None:

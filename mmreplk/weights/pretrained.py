@@ -3,27 +3,28 @@
 MMEngine loads what fits and only warns of the rest, also where nothing fits.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 from mmengine.logging import print_log
+from mmengine.model import PretrainedInit
 from mmengine.model.weight_init import update_init_info
 from torch import nn
 
+from ..models import EnlargedBackbone, RepLKNet
 from ..models.arch import Arch
 from ..models.first_conv import adapted, channels_hint
 from ..models.fold import fold_norms
+from ..models.keys import STAGE_NORM, adopt_final_norm, is_merged, stage_norms
+from ..registry import WEIGHT_INITIALIZERS
 from .layouts import (
-    STAGE_NORM,
-    adopt_final_norm,
     arch_of,
     check_values,
     describe_arch,
     describe_differences,
     differences,
-    is_merged,
     split,
-    stage_norms,
     unwrap,
 )
 from .safe_load import read_any
@@ -32,6 +33,76 @@ MERGED = ('is merged already (small kernels inside the large ones): build the me
           'it, with model.backbone.deploy=True, or take the weights from before the merge')
 NOT_MERGED = ('is not merged, but model.backbone.deploy is True: merge it with '
               'tools/reparameterize.py, or leave deploy out')
+AUTO = 'auto'
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class Pretrained(PretrainedInit):
+    """Start one of our backbones from a file or address; weights that do not fit are an error.
+
+    In the ``init_cfg`` of our backbones MMEngine's ``Pretrained`` means this class.
+
+    Args:
+        checkpoint (str): Whatever MMEngine can read. For a RepLKNet, of any layout that
+            :func:`pretrained_body` takes; for an EnlargedBackbone, of an enlarged network.
+        prefix (str, optional): What stands before the backbone's names, as in MMEngine. Defaults to
+            'auto': one of the known places for a RepLKNet, ``'backbone.'`` for an EnlargedBackbone.
+        map_location (str): Where to read to. Defaults to 'cpu'.
+        in_channels (str, optional): 'adapt' to fit weights of colour images to the channels of the
+            backbone, see :func:`mmreplk.models.first_conv.adapted`. Defaults to None.
+    """
+
+    def __init__(self, checkpoint: str, prefix: str | None = AUTO, map_location: str = 'cpu',
+                 in_channels: str | None = None):
+        super().__init__(checkpoint, prefix, map_location)
+        self.in_channels = in_channels
+
+    def __call__(self, module: nn.Module) -> None:
+        """Load the weights.
+
+        Args:
+            module (RepLKNet | EnlargedBackbone): The backbone.
+
+        Raises:
+            TypeError: If it is another network.
+            ValueError: If the weights do not fit. Nothing is loaded then.
+        """
+        if not isinstance(module, (EnlargedBackbone, RepLKNet)):
+            raise TypeError(f'mmreplk.Pretrained starts RepLKNet and EnlargedBackbone, not '
+                            f"{type(module).__name__}: use dict(type='Pretrained', ...) for it")
+        try:
+            loaded = read_any(self.checkpoint, self.map_location)
+            state = start_weights(module, loaded, self.prefix, self.in_channels, log_start)
+        except ValueError as error:
+            raise ValueError(f'init_cfg: the checkpoint {self.checkpoint!r} {error}.') from error
+        module.load_state_dict(state, strict=False)
+        if hasattr(module, '_params_init_info'):
+            update_init_info(module, init_info=self._get_init_info())
+
+
+def start_weights(backbone: nn.Module, checkpoint: Mapping, prefix: str | None = AUTO,
+                  in_channels: str | None = None, tell: Callable[[str], None] | None = None
+                  ) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint from which one of our backbones starts.
+
+    Args:
+        backbone (RepLKNet | EnlargedBackbone): The backbone; it may be on 'meta'.
+        checkpoint (Mapping): As read from a file.
+        prefix (str, optional): As of :class:`Pretrained`. Defaults to 'auto'.
+        in_channels (str, optional): As of :class:`Pretrained`. Defaults to None.
+        tell (Callable, optional): Called with a line about what was adapted. Defaults to None.
+
+    Returns:
+        dict[str, Tensor]: By the names of the backbone's state dict.
+
+    Raises:
+        ValueError: If they do not fit. The message ends a sentence that begins with the file.
+    """
+    if isinstance(backbone, EnlargedBackbone):
+        prefix = 'backbone.' if prefix == AUTO else prefix
+        return enlarged_weights(backbone, checkpoint, prefix, in_channels, tell)
+    body = pretrained_body(checkpoint, None if prefix == AUTO else prefix)
+    return check_backbone_weights(backbone, adapted(backbone, body, in_channels, tell))
 
 
 def check_backbone_weights(backbone: nn.Module, body: dict[str, torch.Tensor]) -> dict:
@@ -116,30 +187,45 @@ def pretrained_body(checkpoint, prefix: str | None = None) -> dict[str, torch.Te
     return split(state)[1]
 
 
-def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None,
-                    map_location: str = 'cpu', in_channels: str | None = None) -> None:
-    """Start a backbone from a file or address, as MMEngine's ``Pretrained`` does, but strictly.
+def enlarged_weights(backbone: EnlargedBackbone, checkpoint: Mapping,
+                     prefix: str | None = 'backbone.', in_channels: str | None = None,
+                     tell: Callable[[str], None] | None = None) -> dict[str, torch.Tensor]:
+    """The weights of an enlarged network in a checkpoint.
 
     Args:
-        backbone (RepLKNet): The backbone.
-        checkpoint (str): Whatever MMEngine can read; layouts as of :func:`pretrained_body`.
-        prefix (str, optional): As of :func:`pretrained_body`. Defaults to None.
-        map_location (str): Where to read to. Defaults to 'cpu'.
-        in_channels (str, optional): 'adapt' to fit weights of colour images to the channels of the
-            backbone, see :func:`mmreplk.models.first_conv.adapted`. Defaults to None.
+        backbone (EnlargedBackbone): The network that they are for; it may be on 'meta'.
+        checkpoint (Mapping): As read from a file.
+        prefix (str, optional): What stands before the backbone's names. Defaults to
+            'backbone.'.
+        in_channels (str, optional): As of :class:`Pretrained`. Defaults to None.
+        tell (Callable, optional): As of :func:`start_weights`. Defaults to None.
+
+    Returns:
+        dict[str, Tensor]: By the names of the backbone's state dict.
 
     Raises:
-        ValueError: If the weights do not fit. Nothing is loaded then.
+        ValueError: If some are missing or of another shape. The message ends a sentence that
+            begins with the file.
     """
-    try:
-        loaded = read_any(checkpoint, map_location)
-        body = adapted(backbone, pretrained_body(loaded, prefix), in_channels, log_start)
-        body = check_backbone_weights(backbone, body)
-    except ValueError as error:
-        raise ValueError(f'init_cfg: the checkpoint {checkpoint!r} {error}.') from error
-    backbone.load_state_dict(body, strict=False)
-    if hasattr(backbone, '_params_init_info'):
-        update_init_info(backbone, init_info=f'Pretrained: load from {checkpoint}')
+    state = unwrap(checkpoint)
+    prefix = f'{prefix.rstrip(".")}.' if prefix else ''
+    state = {name.removeprefix(prefix): value for name, value in state.items()
+             if name.startswith(prefix)}
+    state = adapted(backbone, state, in_channels, tell)
+    own = backbone.state_dict()
+    check_values(state, own)
+    missing, _, other = differences(own, state)
+    if missing or other:
+        text = (f'does not match the backbone: {describe_differences(missing, [], other)}'
+                f'{channels_hint(backbone, state)}')
+        if any(is_merged([name]) for name in missing):
+            text = NOT_MERGED
+        elif not backbone.deploy and is_merged(state):
+            text = MERGED
+        elif not any('.lkb_' in name for name in state):
+            text += '. Weights of the original network belong into backbone.init_cfg'
+        raise ValueError(text)
+    return {name: state[name] for name in own if name in state}
 
 
 def log_start(line: str) -> None:

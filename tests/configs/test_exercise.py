@@ -20,8 +20,8 @@ import torch
 from mmengine.config import Config
 
 from mmreplk.analysis.cost.count import build_on_meta
-from mmreplk.commands.checks import has_replknet
-from mmreplk.commands.evaluation import innermost
+from mmreplk.config.edit import innermost
+from mmreplk.models.from_config import has_replknet
 from mmreplk.training.fsdp import is_sharded
 
 ROOT = Path(__file__).resolve().parents[2]

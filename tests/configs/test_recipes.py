@@ -9,8 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope, init_default_scope
 
 from mmreplk import RepLKNet
-from mmreplk.commands.evaluation import innermost
-from mmreplk.commands.launch import replace_sync_bn
+from mmreplk.config.edit import innermost, replace_sync_bn
 from mmreplk.config.files import config_root
 
 EXAMPLES = {'upernet_replknet_narrow_scenes', 'kernel_study_far_context', 'replknet31b_shape_bias',

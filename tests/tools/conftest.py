@@ -15,7 +15,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from mmreplk.commands.launch import replace_sync_bn
+from mmreplk.config.edit import replace_sync_bn
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 BACKBONE = dict(

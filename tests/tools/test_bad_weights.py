@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from mmreplk.commands import checks as preflight
 from mmreplk.config.model import build_model
+from mmreplk.training.resume_state import check_resumable
 from mmreplk.weights import safe_load as reading
 from mmreplk.weights.layouts import unwrap
 
@@ -184,9 +185,9 @@ def test_resuming(files, monkeypatch, run_state):
     monkeypatch.chdir(files.bench.folder)
     (files.bench.folder / 'run').mkdir()
     files.save('run/whole.pth', **run_state)
-    assert files.check('run/whole.pth', resume=True) is None
+    assert files.check('run/whole.pth', check_more=check_resumable) is None
     with pytest.raises(ValueError, match='no state of a training run.*load_from=FILE'):
-        files.check('random.pth', resume=True)
+        files.check('random.pth', check_more=check_resumable)
     files.save('run/other.pth', OTHER_HEAD, **run_state)
     cfg = files.cfg
     cfg.work_dir, cfg.launcher, cfg.resume = 'run', 'none', True

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmreplk.analysis import contribution_scores, effective_receptive_field, high_contribution_area
-from mmreplk.deploy.merge import load_model
+from mmreplk.weights.load import load_model
 
 
 def rows(bench, folder):

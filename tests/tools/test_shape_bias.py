@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmreplk.commands.checks import check_answers_file
-from mmreplk.commands.launch import replace_sync_bn
+from mmreplk.config.edit import replace_sync_bn
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/shape_bias.py'

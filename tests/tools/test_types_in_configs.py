@@ -8,23 +8,12 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from mmreplk.commands import (
-    arguments as cli,
-)
-from mmreplk.commands import (
-    checks as preflight,
-)
-from mmreplk.commands import (
-    evaluation,
-    inference,
-    launch,
-)
-from mmreplk.commands import (
-    shrink as reduce,
-)
-from mmreplk.commands import (
-    train_options as options,
-)
+from mmreplk.commands import arguments as cli
+from mmreplk.commands import checks as preflight
+from mmreplk.commands import evaluation, inference
+from mmreplk.commands import shrink as reduce
+from mmreplk.commands import train_options as options
+from mmreplk.config import edit
 from mmreplk.config.types import class_of
 from mmreplk.deploy import merge as deploy
 from mmreplk.deploy import onnx as onnx_export
@@ -111,7 +100,7 @@ def test_every_option_finds_its_part(seg_bench, form, monkeypatch, randomize_nor
     assert cfg.test_evaluator[0].output_dir == 'out'
     harden(cfg)
     assert cfg.default_hooks.checkpoint.type == 'mmreplk.SafeCheckpointHook'
-    assert launch.replace_sync_bn(cfg.model) == 2
+    assert edit.replace_sync_bn(cfg.model) == 2
     inference.use_known_names(cfg)
     names = [step['type'] for step in cfg.test_dataloader.dataset.pipeline]
     assert names[0] == 'LoadImageFromFile'

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from mmengine.model import BaseModule
 
 from mmreplk import RepLKNet
 from mmreplk.models.arch import ARCHS
+from mmreplk.models.keys import is_folded, is_merged
 from mmreplk.models.reparam import merge_kernels
 from mmreplk.weights import layouts as checkpoint
 
@@ -39,7 +41,7 @@ class TestArch:
         with torch.device('meta'):
             state = RepLKNet(name, **options).state_dict()
         merged = options.get('deploy', False)
-        assert checkpoint.is_merged(state) == merged
+        assert is_merged(state) == merged
         assert checkpoint.name_of(checkpoint.arch_of(state), merged) == name
         assert checkpoint.describe_arch(checkpoint.arch_of(state), merged) == name
 
@@ -126,6 +128,15 @@ class TestPretrained:
         assert equal(model, source)
         assert model.init_cfg == cfgs
 
+    def test_by_its_own_name(self, tmp_path, tiny_arch, source):
+        """Also for networks of others, which it refuses."""
+        file = tmp_path / 'weights.pth'
+        init_cfg = dict(type='mmreplk.Pretrained', checkpoint=str(file))
+        assert equal(self.start(tmp_path, tiny_arch, source, init_cfg=init_cfg), source)
+        other = BaseModule(init_cfg)
+        with pytest.raises(TypeError, match='starts RepLKNet and EnlargedBackbone, not BaseModule'):
+            other.init_weights()
+
     def test_later_calls_change_nothing(self, tmp_path, tiny_arch, source):
         model = self.start(tmp_path, tiny_arch, source)
         torch.nn.init.zeros_(model.stem[0].conv.weight)
@@ -168,10 +179,10 @@ class TestPretrained:
         model = RepLKNet(tiny_arch)
         merge_kernels(model)
         others = {name: value.abs() for name, value in numbered(model).items()}
-        assert not checkpoint.is_folded(others)
+        assert not is_folded(others)
         model.load_state_dict(others)
         model.switch_to_deploy()
-        assert checkpoint.is_folded(model.state_dict())
+        assert is_folded(model.state_dict())
         assert equal(self.start(tmp_path, tiny_arch, others, deploy=True), model.state_dict())
 
     def test_gaps_and_other_networks(self, tmp_path, tiny_arch, source):

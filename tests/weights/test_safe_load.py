@@ -14,9 +14,10 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from mmreplk.analysis.erf import zoo as erf_zoo
-from mmreplk.models import EnlargedBackbone, RepLKNet
+from mmreplk.models import RepLKNet
 from mmreplk.weights.checks import check_model_weights
 from mmreplk.weights.layouts import check_values, unwrap
+from mmreplk.weights.pretrained import enlarged_weights
 from mmreplk.weights.safe_load import UnsafeFileError, read_any, read_checkpoint
 
 FUZZ = Path(__file__).with_name('fuzz_safe_load.py')
@@ -186,7 +187,7 @@ def test_every_reader_of_weights_looks_at_them(tiny_arch, tmp_path):
             check_model_weights(model, {f'backbone.{key}': value for key, value in state.items()})
         enlarged = SimpleNamespace(state_dict=backbone.state_dict, deploy=False)
         with pytest.raises(ValueError, match=f'holds {name}'):
-            EnlargedBackbone.matching_weights(enlarged, state, '')
+            enlarged_weights(enlarged, state, '')
         spec = SimpleNamespace(checkpoint=path, source='timm:x')
         with pytest.raises(ValueError, match=f'CHECKPOINT: .* holds {name}'):
             erf_zoo._load(backbone, spec, ('head', ))

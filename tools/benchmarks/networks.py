@@ -19,13 +19,13 @@ def build(name: str, crop: tuple[int, int]):
     from mmengine.registry import MODELS, init_default_scope
 
     import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
-    from mmreplk.commands import launch
+    from mmreplk.config.edit import replace_sync_bn
     cfg = Config.fromfile(name)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     cfg.model.backbone.init_cfg = None
     if 'decode_head' in cfg.model:  # of the others, the preprocessor takes any size
         cfg.model.data_preprocessor.size = crop
-    launch.replace_sync_bn(cfg.model)
+    replace_sync_bn(cfg.model)
     return cfg, MODELS.build(cfg.model).train()
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from mmengine.config import Config
 
-from ...commands.launch import replace_sync_bn
+from ...config.edit import replace_sync_bn
 from ...config.model import build_model, drop_pretrained
 from .models import check_shape, default_shape, first_channels, merge, run_model, silence
 from .profiling import TIME_KINDS, time_by_kind

@@ -8,8 +8,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from ...commands.evaluation import innermost
-from ...commands.launch import replace_sync_bn
+from ...config.edit import innermost, replace_sync_bn
 from ...config.model import build_model
 from ...config.types import type_names
 

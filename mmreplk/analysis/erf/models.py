@@ -244,14 +244,15 @@ def open_model(spec: ModelSpec, size: int, pretrained: bool = False,
 
 
 def _open_config(spec: ModelSpec, pretrained: bool, cfg_options: dict | None) -> ErfModel:
-    from ...commands import arguments as cli
-    from ...commands import checks as preflight
-    from ...commands.launch import replace_sync_bn
-    from ...config.model import drop_pretrained
-    from ...deploy.merge import load_model
-    cfg = cli.read_config(spec.source, deepcopy(cfg_options))
-    preflight.check_scope(cfg)
-    backbone = preflight.check_backbone(cfg)
+    from ...config.edit import replace_sync_bn
+    from ...config.model import check_scope, drop_pretrained, read_config
+    from ...models.from_config import check_backbone
+    from ...paths import check_file
+    from ...weights.checks import check_pretrained
+    from ...weights.load import load_model
+    cfg = read_config(spec.source, deepcopy(cfg_options))
+    check_scope(cfg)
+    backbone = check_backbone(cfg)
     replace_sync_bn(cfg.model)
     start = pretrained and spec.checkpoint is None
     if start:
@@ -260,11 +261,11 @@ def _open_config(spec: ModelSpec, pretrained: bool, cfg_options: dict | None) ->
         if untouched == cfg.model:
             raise ValueError(f'--pretrained: CONFIG {spec.source} names no weights to start from; '
                              'give it a CHECKPOINT.')
-        preflight.check_pretrained(cfg, backbone)
+        check_pretrained(cfg, backbone)
     else:
         drop_pretrained(cfg.model)
     if spec.checkpoint is not None:
-        preflight.check_file(spec.checkpoint, 'CHECKPOINT', 'Check the path.')
+        check_file(spec.checkpoint, 'CHECKPOINT', 'Check the path.')
     model, _ = load_model(cfg, spec.checkpoint)
     if spec.checkpoint is None:
         with _silent_logger():

@@ -1,19 +1,14 @@
 """``EnlargedBackbone``: any backbone with large kernels in place of its own, from a config."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
 from mmengine.model import BaseModule
-from mmengine.model.weight_init import update_init_info
 from mmengine.registry import DefaultScope
 
 from ...config.types import is_pretrained
-from ...registry import MODELS
-from ...weights.layouts import check_values, describe_differences, differences, is_merged, unwrap
-from ...weights.pretrained import MERGED, NOT_MERGED, log_start
-from ...weights.safe_load import read_any
-from ..first_conv import adapted, channels_hint
+from ...registry import MODELS, WEIGHT_INITIALIZERS
 from ..reparam import ReparamLargeKernelConv, merge_kernels
 from .kernels import enlarge_kernels, remove_shortcuts
 
@@ -108,7 +103,7 @@ class EnlargedBackbone(BaseModule):
         if self.is_init:
             return
         if self.init_cfg:
-            self._load(**{key: value for key, value in self.init_cfg.items() if key != 'type'})
+            WEIGHT_INITIALIZERS.build({**self.init_cfg, 'type': 'mmreplk.Pretrained'})(self)
         else:
             self._start()
         self._is_init = True
@@ -137,54 +132,3 @@ class EnlargedBackbone(BaseModule):
             new = tuple(f'{name}.' for name in self.enlarged)
             state = {name: value for name, value in state.items() if not name.startswith(new)}
         inner.load_state_dict(state, strict=False)
-
-    def _load(self, checkpoint: str, prefix: str = 'backbone.', map_location: str = 'cpu',
-              in_channels: str | None = None) -> None:
-        """Load an enlarged network from a file or address, strictly."""
-        try:
-            loaded = read_any(checkpoint, map_location)
-            state = self.matching_weights(loaded, prefix, in_channels, log_start)
-        except ValueError as error:
-            raise ValueError(f'init_cfg: the checkpoint {checkpoint!r} {error}.') from error
-        self.load_state_dict(state, strict=False)
-        if hasattr(self, '_params_init_info'):
-            update_init_info(self, init_info=f'Pretrained: load from {checkpoint}')
-
-    def matching_weights(self, checkpoint: Mapping, prefix: str | None = 'backbone.',
-                         in_channels: str | None = None,
-                         tell: Callable[[str], None] | None = None) -> dict[str, torch.Tensor]:
-        """The weights of an enlarged network in a checkpoint; this one may be on 'meta'.
-
-        Args:
-            checkpoint (Mapping): As read from a file.
-            prefix (str, optional): What stands before this backbone's names. Defaults to
-                'backbone.'.
-            in_channels (str, optional): As of :func:`..first_conv.adapted`. Defaults to None.
-            tell (Callable, optional): As there. Defaults to None.
-
-        Returns:
-            dict[str, Tensor]: By the names of this backbone's state dict.
-
-        Raises:
-            ValueError: If some are missing or of another shape. The message ends a sentence that
-                begins with the file.
-        """
-        state = unwrap(checkpoint)
-        prefix = f'{prefix.rstrip(".")}.' if prefix else ''
-        state = {name.removeprefix(prefix): value for name, value in state.items()
-                 if name.startswith(prefix)}
-        state = adapted(self, state, in_channels, tell)
-        own = self.state_dict()
-        check_values(state, own)
-        missing, _, other = differences(own, state)
-        if missing or other:
-            text = (f'does not match the backbone: {describe_differences(missing, [], other)}'
-                    f'{channels_hint(self, state)}')
-            if any(is_merged([name]) for name in missing):
-                text = NOT_MERGED
-            elif not self.deploy and is_merged(state):
-                text = MERGED
-            elif not any('.lkb_' in name for name in state):
-                text += '. Weights of the original network belong into backbone.init_cfg'
-            raise ValueError(text)
-        return {name: state[name] for name in own if name in state}
