@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..config.model import write_new
 from ..config.types import type_names
+from ..files import write_new
 from ..version import __version__
 from .merge import TOLERANCE, Difference, load_model
 

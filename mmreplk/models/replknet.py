@@ -11,7 +11,7 @@ from mmengine.model import BaseModule
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..config.types import is_pretrained
+from ..config.types import split_init_cfg
 from ..registry import MMENGINE_MODELS, MODELS, WEIGHT_INITIALIZERS
 from .arch import parse_arch, parse_frozen_stages, parse_out_indices
 from .blocks import CHECKPOINTS, RepLKNetStage, run_layer
@@ -221,9 +221,7 @@ class RepLKNet(BaseModule):
             ValueError: If the weights are of another network or architecture, or incomplete.
         """
         init_cfg, fresh = self.init_cfg, not self.is_init
-        cfgs = init_cfg if isinstance(init_cfg, list) else [init_cfg] if init_cfg else []
-        pretrained = [cfg for cfg in cfgs if is_pretrained(cfg)]
-        self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
+        self.init_cfg, pretrained = split_init_cfg(init_cfg)
         try:
             super().init_weights()
         finally:

@@ -15,7 +15,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from ..config.edit import replace_default_hook
 from ..files import DRAFT, write_whole
-from .own_files import checkpoint_folder, forget_others, lies_in
+from .own_files import REMEDY, checkpoint_folder, forget_others, lies_in
 
 BACKEND = 'mmreplk_whole_files'
 VALIDATED = 'validated_iter'  # in the message hub
@@ -37,7 +37,7 @@ class WholeFileBackend(LocalBackend):
             with open(draft, 'wb') as file:
                 file.write(obj)
 
-        write_whole(str(filepath), write)
+        write_whole(str(filepath), write, REMEDY)
 
 
 class _RemovingLater:

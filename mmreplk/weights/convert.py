@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from ..config.model import write_new
+from ..files import write_new
 from ..models import RepLKNet
 from ..models.arch import Arch
 from ..models.keys import adopt_final_norm, is_folded, is_merged, stage_norms
 from ..models.reparam import merge_kernels
+from .fit import compare
 from .layouts import (
     DATASET_META,
     EMA_WRAPPERS,
@@ -19,8 +20,6 @@ from .layouts import (
     WRAPPERS,
     arch_of,
     describe_arch,
-    describe_differences,
-    differences,
     name_of,
     num_classes,
     split,
@@ -137,10 +136,10 @@ def _check_complete(body: dict, arch: Arch, merged: bool, kind: str, heads: dict
             deploy=is_folded(body))
         if merged:
             merge_kernels(backbone)
-    differing = differences(backbone.state_dict(), body)
-    if any(differing):
+    misfit = compare(backbone.state_dict(), body)
+    if misfit:
         raise ValueError(f'is an incomplete or altered {describe_arch(arch, merged)}: '
-                         f'{describe_differences(*differing)}')
+                         f'{misfit.describe()}')
     if kind == 'classifier':
         shapes = [tuple(value.shape) for name, value in sorted(heads.items(), reverse=True)]
         if len(shapes) != 2 or shapes[0] != (*shapes[1], arch.channels[-1]):

@@ -160,7 +160,7 @@ def run(specs: list[ModelSpec], pictures: FolderImages | GeneratedImages, out: s
 
 
 def _write(folder: str, name: str, write) -> None:
-    from ...config.model import write_new
+    from ...files import write_new
     os.makedirs(folder, exist_ok=True)
     write_new(osp.join(folder, name), write)
 

@@ -1,6 +1,7 @@
 """The figure of a kernel study: an example, scores, and receptive fields. Matplotlib."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -17,7 +18,8 @@ _LABELS = {'water': (44, 108, 168), 'field': (96, 158, 76), 'rock': (196, 92, 76
 _SIZES = dict(label=8, tick=7, title=8.5)
 
 
-def draw_study(study: KernelStudy, results: list[RunResult], path: str) -> None:
+def draw_study(study: KernelStudy, results: list[RunResult],
+               path: str | BinaryIO) -> None:
     """Draw the result of a study on one page.
 
     a: the first picture of the validation split with every kind of land, its labels, and what the
@@ -29,7 +31,7 @@ def draw_study(study: KernelStudy, results: list[RunResult], path: str) -> None:
     Args:
         study (KernelStudy): The study.
         results (list[RunResult]): All of its results.
-        path (str): The picture to write.
+        path (str | BinaryIO): The image file to write, as PNG where it is open.
     """
     groups = by_kernel(results)
     middle = {kernel: middle_run(group) for kernel, group in groups.items()}

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ...files import write_stream
 from ..erf.field import THRESHOLDS
 from ..erf.images import FolderImages
 from ..erf.models import ModelSpec, open_model
@@ -122,9 +123,7 @@ def _erf(study: KernelStudy, run: Run, pictures: FolderImages) -> ErfResult:
     options = {key: json.loads(value.replace('None', 'null'))
                for key, value in backbone_options(run.kernel).items()}
     result = measure(spec, open_model(spec, SIZE, cfg_options=options), pictures)
-    draft = kept.with_name('erf.draft.npy')
-    np.save(draft, result.matrix)
-    draft.replace(kept)
+    write_stream(kept, lambda file: np.save(file, result.matrix))
     return result
 
 

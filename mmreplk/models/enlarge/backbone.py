@@ -7,7 +7,7 @@ import torch
 from mmengine.model import BaseModule
 from mmengine.registry import DefaultScope
 
-from ...config.types import is_pretrained
+from ...config.types import is_pretrained, split_init_cfg
 from ...registry import MODELS, WEIGHT_INITIALIZERS
 from ..reparam import ReparamLargeKernelConv, merge_kernels
 from .kernels import enlarge_kernels, remove_shortcuts
@@ -111,15 +111,14 @@ class EnlargedBackbone(BaseModule):
     def _start(self) -> None:
         """Initialise from the original network."""
         inner, init_cfg = self.backbone, getattr(self.backbone, 'init_cfg', None)
-        cfgs = init_cfg if isinstance(init_cfg, list) else [init_cfg] if init_cfg else []
-        rules = [cfg for cfg in cfgs if not is_pretrained(cfg)]
+        rules, files = split_init_cfg(init_cfg)
         if hasattr(inner, 'init_weights'):
             inner.init_cfg = rules
             try:
                 inner.init_weights()
             finally:
                 inner.init_cfg = init_cfg
-        if not self._how['keep_output'] and rules == cfgs:
+        if not self._how['keep_output'] and not files:
             return
         original = self._build()
         if hasattr(original, 'init_weights'):
