@@ -60,8 +60,8 @@ class Difference:
         return cls(name, (before - after).abs().max().item(), before.abs().max().item())
 
 
-def example_picture(height: int = 256, width: int = 320) -> np.ndarray:
-    """A picture for where the user gives none: soft patches of colour with grain, always the same.
+def example_image(height: int = 256, width: int = 320) -> np.ndarray:
+    """A image for where the user gives none: soft patches of colour with grain, always the same.
 
     Args:
         height (int): Rows. Defaults to 256.
@@ -77,26 +77,26 @@ def example_picture(height: int = 256, width: int = 320) -> np.ndarray:
     return np.clip(patches + grain, 0, 255).astype(np.uint8)
 
 
-def prepare_picture(cfg: Config, model: nn.Module, image: str | None) -> dict:
-    """Send a picture through the config's test pipeline and the model's preprocessor.
+def prepare_image(cfg: Config, model: nn.Module, image: str | None) -> dict:
+    """Send a image through the config's test pipeline and the model's preprocessor.
 
     Args:
         cfg (Config): The full config, with a ``test_dataloader``.
         model (nn.Module): Its model.
-        image (str, optional): A file; None for :func:`example_picture`.
+        image (str, optional): A file; None for :func:`example_image`.
 
     Returns:
         dict: ``inputs`` and ``data_samples`` for the model.
 
     Raises:
-        ValueError: If the pipeline cannot take a single picture without labels.
+        ValueError: If the pipeline cannot take a single image without labels.
     """
     steps = [step for step in innermost(cfg.test_dataloader.dataset)['pipeline']
              if not is_label_loader(step, cfg.default_scope)]
     with tempfile.TemporaryDirectory() as folder:
         if image is None:
             image = osp.join(folder, 'example.png')
-            cv2.imwrite(image, example_picture())
+            cv2.imwrite(image, example_image())
         try:
             with DefaultScope.overwrite_default_scope(cfg.default_scope):
                 data = Compose(steps)(dict(img_path=osp.abspath(image), img_id=0))
@@ -108,11 +108,11 @@ def prepare_picture(cfg: Config, model: nn.Module, image: str | None) -> dict:
 
 @torch.inference_mode()
 def run_model(model: nn.Module, data: dict) -> dict[str, torch.Tensor]:
-    """Everything that a model makes of one picture.
+    """Everything that a model makes of one image.
 
     Args:
         model (nn.Module): A classifier, segmentor or detector of the mm packages.
-        data (dict): From :func:`prepare_picture`.
+        data (dict): From :func:`prepare_image`.
 
     Returns:
         dict[str, Tensor]: Feature maps, ``logits`` of a segmentor, ``scores`` of a classifier or
@@ -219,7 +219,7 @@ def reparameterize(cfg: Config, checkpoint: str, out: str, config_out: str,
         checkpoint (str): Its weights.
         out (str): The file for the merged weights, which must not exist.
         config_out (str): The file for the config to go with it, which must not exist.
-        image (str, optional): The picture to compare on. Defaults to None, a drawn one.
+        image (str, optional): The image to compare on. Defaults to None, a drawn one.
 
     Returns:
         tuple[list[str], bool]: Lines for the user, and whether the predictions agree. If they do
@@ -230,7 +230,7 @@ def reparameterize(cfg: Config, checkpoint: str, out: str, config_out: str,
         ValueError: If the weights do not fit, are merged already, or cannot be merged.
     """
     model, meta = load_model(cfg, checkpoint)
-    data = prepare_picture(cfg, model, image)
+    data = prepare_image(cfg, model, image)
     before = run_model(model, data)
     count = sum(value.numel() for value in model.parameters())
     try:

@@ -32,7 +32,7 @@ class UnsafeFileError(ValueError):
 
 
 def harmless_types() -> list:
-    """What training scripts of the field save beside weights, and can do nothing by being read."""
+    """Types that common training scripts store beside the weights and that are safe to unpickle."""
     return [argparse.Namespace, ConfigDict, *STAND_INS]
 
 

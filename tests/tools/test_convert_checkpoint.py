@@ -340,11 +340,11 @@ def test_full_size_names_and_shapes_against_mmpretrain(arch, monkeypatch):
     monkeypatch.setattr(torch, 'linspace', functools.partial(torch.linspace, device='cpu'))
     with torch.device('meta'):
         their_state, our_state = theirs(arch).state_dict(), ours(arch).state_dict()
-    found = convert.recognise(their_state, arch)
+    found = convert.recognize(their_state, arch)
     assert (found.layout, found.kind, found.merged) == ('mmpretrain', 'classifier', False)
     renamed = convert.rename(found, 'mmreplk')
     assert {name: value.shape for name, value in renamed.items()} == {
         name: value.shape for name, value in our_state.items()}
-    official = convert.recognise(convert.rename(found, 'official'), arch)
+    official = convert.recognize(convert.rename(found, 'official'), arch)
     assert official.layout == 'official'
     assert convert.rename(official, 'mmpretrain').keys() == their_state.keys()

@@ -45,7 +45,7 @@ def test_same_predictions(request, trained, kind):
     merged_cfg = Config.fromfile(str(bench.folder / 'out/merged.py'))
     merged, _ = deploy.load_model(merged_cfg, path)
     image = str(next((bench.folder / 'data').rglob('*.png')))
-    results = [deploy.run_model(one, deploy.prepare_picture(config, one, image))
+    results = [deploy.run_model(one, deploy.prepare_image(config, one, image))
                for config, one in ((cfg, model), (merged_cfg, merged))]
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
@@ -83,7 +83,7 @@ def test_uper_head(seg_bench, trained):
     run = subprocess.run([sys.executable, '-c', LOAD, 'merged.py', 'merged.pth', image, 'label.pt'],
                          cwd=bench.folder, capture_output=True, text=True, check=False)
     assert run.stdout.strip().endswith('mmreplk.models.cpu_inference.uper_head'), run.stderr
-    expected = deploy.run_model(model, deploy.prepare_picture(cfg, model, image))['labels']
+    expected = deploy.run_model(model, deploy.prepare_image(cfg, model, image))['labels']
     label = torch.load(bench.folder / 'label.pt', weights_only=True)
     assert (label != expected).float().mean() < 1e-3
 
@@ -210,7 +210,7 @@ def test_compare():
 
 
 def test_the_drawn_picture_is_a_picture():
-    one, two = deploy.example_picture(), deploy.example_picture()
+    one, two = deploy.example_image(), deploy.example_image()
     assert one.shape == (256, 320, 3)
     assert one.std() > 30
     assert (one == two).all()

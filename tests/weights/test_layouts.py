@@ -1,4 +1,4 @@
-"""Layouts of weights: what is recognised, and what a backbone starts from or refuses."""
+"""Layouts of weights: what is recognized, and what a backbone starts from or refuses."""
 
 import pytest
 import torch

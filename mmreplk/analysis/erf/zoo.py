@@ -25,7 +25,7 @@ def open_zoo_model(spec: ModelSpec, size: int, pretrained: bool) -> ErfModel:
 
     Args:
         spec (ModelSpec): Which.
-        size (int): Side of the pictures.
+        size (int): Side of the images.
         pretrained (bool): Whether to fetch the package's weights where no checkpoint is given.
 
     Returns:
