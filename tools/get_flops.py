@@ -16,7 +16,7 @@ try:
     from mmreplk.commands import arguments as cli
     from mmreplk.commands import checks as preflight
     from mmreplk.commands import launch
-    from mmreplk.config.model import write_new
+    from mmreplk.files import write_new
 except (ImportError, RuntimeError) as error:
     print(f'get_flops.py: error: {error}', file=sys.stderr)
     sys.exit(2)

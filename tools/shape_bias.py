@@ -14,7 +14,7 @@ try:
     from mmreplk.analysis.shape_bias import plot as shape_bias_plot
     from mmreplk.commands import arguments as cli
     from mmreplk.commands import checks as preflight
-    from mmreplk.config.model import write_new
+    from mmreplk.files import write_new
     from mmreplk.paths import check_file
 except (ImportError, RuntimeError) as error:
     print(f'shape_bias.py: error: {error}', file=sys.stderr)

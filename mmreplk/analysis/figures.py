@@ -1,7 +1,7 @@
-"""What the pictures of this package have in common. Matplotlib."""
+"""What the images of this package have in common. Matplotlib."""
 
 # Dark where pixels contribute much, as in the paper; even steps of lightness, also in grey.
-COLOURS = 'YlGnBu'
+COLORS = 'YlGnBu'
 
 
 def new_figure(width: float, height: float, layout: str | None = 'constrained', dpi: int = 300):

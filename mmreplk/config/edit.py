@@ -47,7 +47,7 @@ def leaves(dataset: dict) -> list[dict]:
 
 
 def replace_sync_bn(node) -> int:
-    """Put ``BN`` wherever a config asks for a synchronised batch norm, at any depth.
+    """Put ``BN`` wherever a config asks for a synchronized batch norm, at any depth.
 
     Args:
         node (dict | list): A model config, changed in place.

@@ -1,10 +1,6 @@
-"""Models of configs, and files that are written without loss; reading: weights/safe_load.py."""
+"""Reading a config, and building its model."""
 
-import os
-import os.path as osp
-import tempfile
 import warnings
-from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -15,38 +11,7 @@ from torch import nn
 
 from ..paths import check_file
 from .files import resolve
-from .types import CODEBASES, is_pretrained, scope_of
-
-
-def write_new(path: str, write: Callable[[str], bool | None]) -> bool:
-    """Write a file that must not exist yet; it appears whole or not at all.
-
-    Args:
-        path (str): The file.
-        write (Callable[[str], bool | None]): Writes to the path that it is given; False if it has
-            found that the file must not be.
-
-    Returns:
-        bool: Whether the file is there now.
-
-    Raises:
-        FileExistsError: If the file exists by then.
-    """
-    folder = osp.dirname(osp.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as inside:
-        draft = osp.join(inside, osp.basename(path))
-        if write(draft) is False:
-            return False
-        try:
-            os.link(draft, path)  # unlike a renaming, refuses to replace a file
-        except FileExistsError:
-            raise FileExistsError(f'{path!r} exists; it is left as it is') from None
-        except OSError:  # a file system without links
-            if osp.exists(path):
-                raise FileExistsError(f'{path!r} exists; it is left as it is') from None
-            os.rename(draft, path)
-    return True
+from .types import CODEBASES, scope_of, split_init_cfg
 
 
 def read_config(path: str, options: dict | None = None) -> Config:
@@ -157,11 +122,9 @@ def drop_pretrained(node) -> None:
         for item in node:
             drop_pretrained(item)
     elif isinstance(node, dict):
-        init = node.get('init_cfg')
-        if is_pretrained(init):
-            node['init_cfg'] = None
-        elif isinstance(init, (list, tuple)):
-            node['init_cfg'] = [item for item in init if not is_pretrained(item)]
+        rules, files = split_init_cfg(node.get('init_cfg'))
+        if files:
+            node['init_cfg'] = rules or None
         if node.get('pretrained'):
             node['pretrained'] = None
         for value in node.values():

@@ -102,6 +102,20 @@ def is_pretrained(init) -> bool:
     return isinstance(found, type) and issubclass(found, PretrainedInit)
 
 
+def split_init_cfg(init_cfg) -> tuple[list[dict], list[dict]]:
+    """Part the rules that initialize a module from the files that it starts from.
+
+    Args:
+        init_cfg (dict | list[dict] | None): The ``init_cfg`` of a module.
+
+    Returns:
+        tuple[list[dict], list[dict]]: The rules, and those that :func:`is_pretrained`.
+    """
+    cfgs = list(init_cfg) if isinstance(init_cfg, (list, tuple)) else [init_cfg] if init_cfg else []
+    return ([cfg for cfg in cfgs if not is_pretrained(cfg)],
+            [cfg for cfg in cfgs if is_pretrained(cfg)])
+
+
 def is_label_loader(step, scope: str | None = None) -> bool:
     """Whether a transform of a pipeline reads annotations.
 

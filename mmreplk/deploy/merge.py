@@ -13,9 +13,11 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from ..config.edit import innermost
-from ..config.model import drop_pretrained, write_new
-from ..config.types import is_label_loader
+from ..config.edit import innermost, replace_sync_bn
+from ..config.model import drop_pretrained
+from ..config.types import class_of, is_label_loader
+from ..files import write_new
+from ..registry import MODELS
 from ..weights.load import load_model
 
 # Of the largest value. Measured on full-size models with random norms: at most 3e-6, and 2e-4 or
@@ -58,8 +60,8 @@ class Difference:
         return cls(name, (before - after).abs().max().item(), before.abs().max().item())
 
 
-def example_picture(height: int = 256, width: int = 320) -> np.ndarray:
-    """A picture for where the user gives none: soft patches of colour with grain, always the same.
+def example_image(height: int = 256, width: int = 320) -> np.ndarray:
+    """A image for where the user gives none: soft patches of colour with grain, always the same.
 
     Args:
         height (int): Rows. Defaults to 256.
@@ -75,26 +77,26 @@ def example_picture(height: int = 256, width: int = 320) -> np.ndarray:
     return np.clip(patches + grain, 0, 255).astype(np.uint8)
 
 
-def prepare_picture(cfg: Config, model: nn.Module, image: str | None) -> dict:
-    """Send a picture through the config's test pipeline and the model's preprocessor.
+def prepare_image(cfg: Config, model: nn.Module, image: str | None) -> dict:
+    """Send a image through the config's test pipeline and the model's preprocessor.
 
     Args:
         cfg (Config): The full config, with a ``test_dataloader``.
         model (nn.Module): Its model.
-        image (str, optional): A file; None for :func:`example_picture`.
+        image (str, optional): A file; None for :func:`example_image`.
 
     Returns:
         dict: ``inputs`` and ``data_samples`` for the model.
 
     Raises:
-        ValueError: If the pipeline cannot take a single picture without labels.
+        ValueError: If the pipeline cannot take a single image without labels.
     """
     steps = [step for step in innermost(cfg.test_dataloader.dataset)['pipeline']
              if not is_label_loader(step, cfg.default_scope)]
     with tempfile.TemporaryDirectory() as folder:
         if image is None:
             image = osp.join(folder, 'example.png')
-            cv2.imwrite(image, example_picture())
+            cv2.imwrite(image, example_image())
         try:
             with DefaultScope.overwrite_default_scope(cfg.default_scope):
                 data = Compose(steps)(dict(img_path=osp.abspath(image), img_id=0))
@@ -106,11 +108,11 @@ def prepare_picture(cfg: Config, model: nn.Module, image: str | None) -> dict:
 
 @torch.inference_mode()
 def run_model(model: nn.Module, data: dict) -> dict[str, torch.Tensor]:
-    """Everything that a model makes of one picture.
+    """Everything that a model makes of one image.
 
     Args:
         model (nn.Module): A classifier, segmentor or detector of the mm packages.
-        data (dict): From :func:`prepare_picture`.
+        data (dict): From :func:`prepare_image`.
 
     Returns:
         dict[str, Tensor]: Feature maps, ``logits`` of a segmentor, ``scores`` of a classifier or
@@ -163,6 +165,9 @@ def compare(before: dict, after: dict) -> tuple[list[Difference], str]:
 def deploy_config(cfg: Config) -> Config:
     """The config of the merged model: ``deploy=True``, and no weights to start from.
 
+    In place of MMSegmentation's ``UPerHead`` it names ``mmreplk.UPerHead``, which has the same
+    weights and is faster on a CPU.
+
     Args:
         cfg (Config): The full config of the trained model.
 
@@ -172,8 +177,37 @@ def deploy_config(cfg: Config) -> Config:
     cfg = deepcopy(cfg)
     drop_pretrained(cfg.model)
     cfg.model.backbone.deploy = True
+    if _has_uper_head(cfg):
+        cfg.model.decode_head.type = 'mmreplk.UPerHead'
     cfg.load_from, cfg.resume = None, False
     return cfg
+
+
+def _has_uper_head(cfg: Config) -> bool:
+    """Whether the decode head is MMSegmentation's UPerHead itself, not a class derived from it."""
+    head = class_of(cfg.model.get('decode_head'), 'MODELS', cfg.default_scope)
+    return (getattr(head, '__module__', None), getattr(head, '__name__', None)) == (
+        'mmseg.models.decode_heads.uper_head', 'UPerHead')
+
+
+def deploy_model(cfg: Config, model: nn.Module) -> None:
+    """Turn a trained model into that of :func:`deploy_config`, in place.
+
+    Args:
+        cfg (Config): The full config of the trained model.
+        model (nn.Module): The model, from :func:`mmreplk.weights.load.load_model`.
+
+    Raises:
+        TypeError: If a norm does not fold into a convolution.
+    """
+    model.backbone.switch_to_deploy()
+    if _has_uper_head(cfg):
+        options = deepcopy(deploy_config(cfg).model.decode_head)
+        replace_sync_bn(options)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            head = MODELS.build(options)
+        head.load_state_dict(model.decode_head.state_dict())
+        model.decode_head = head.eval()
 
 
 def reparameterize(cfg: Config, checkpoint: str, out: str, config_out: str,
@@ -185,7 +219,7 @@ def reparameterize(cfg: Config, checkpoint: str, out: str, config_out: str,
         checkpoint (str): Its weights.
         out (str): The file for the merged weights, which must not exist.
         config_out (str): The file for the config to go with it, which must not exist.
-        image (str, optional): The picture to compare on. Defaults to None, a drawn one.
+        image (str, optional): The image to compare on. Defaults to None, a drawn one.
 
     Returns:
         tuple[list[str], bool]: Lines for the user, and whether the predictions agree. If they do
@@ -196,11 +230,11 @@ def reparameterize(cfg: Config, checkpoint: str, out: str, config_out: str,
         ValueError: If the weights do not fit, are merged already, or cannot be merged.
     """
     model, meta = load_model(cfg, checkpoint)
-    data = prepare_picture(cfg, model, image)
+    data = prepare_image(cfg, model, image)
     before = run_model(model, data)
     count = sum(value.numel() for value in model.parameters())
     try:
-        model.backbone.switch_to_deploy()
+        deploy_model(cfg, model)
     except TypeError as error:
         raise ValueError(f'CONFIG {cfg.filename}: model.backbone: {error}') from error
     differences, labels = compare(before, run_model(model, data))

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..config.model import write_new
 from ..config.types import type_names
+from ..files import write_new
 from ..version import __version__
 from .merge import TOLERANCE, Difference, load_model
 
@@ -56,7 +56,7 @@ class BinAveragePool2d(nn.Module):
 
 
 class SegmentorLogits(nn.Module):
-    """A segmentor from normalised images to logits at their size.
+    """A segmentor from normalized images to logits at their size.
 
     Args:
         segmentor (EncoderDecoder): Of MMSegmentation.
@@ -74,7 +74,7 @@ class SegmentorLogits(nn.Module):
 
 
 class ClassifierScores(nn.Module):
-    """A classifier from normalised images to probabilities.
+    """A classifier from normalized images to probabilities.
 
     Args:
         classifier (ImageClassifier): Of MMPretrain, with one linear head.
@@ -163,7 +163,7 @@ def _plain_resize(module: nn.Module):
 
 
 def describe_input(model: nn.Module) -> dict[str, str]:
-    """How a picture becomes the input, for the metadata of the file.
+    """How a image becomes the input, for the metadata of the file.
 
     Args:
         model (nn.Module): From the config.
@@ -284,7 +284,7 @@ def check(path: str, module: nn.Module, names: list[str], shape: tuple[int, ...]
         module (nn.Module): The module.
         names (list[str]): Of the outputs.
         shape (tuple[int, ...]): Of the input, which is normally distributed as images are after
-            normalisation.
+            normalization.
 
     Returns:
         list[Difference]: One for each output.

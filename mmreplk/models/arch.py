@@ -139,7 +139,7 @@ def _check_kernels(arch: Arch) -> None:
             if not _is_count(size) or size % 2 == 0:
                 raise ValueError(
                     f'{name} has {size!r}, but kernels must be positive odd ints: an even one '
-                    'cannot keep the size of the map and be centred')
+                    'cannot keep the size of the feature map and be centered')
     if arch.small_kernel is not None and arch.small_kernel > min(arch.large_kernel_sizes):
         raise ValueError(
             f'small_kernel={arch.small_kernel} is larger than the smallest of large_kernel_sizes='

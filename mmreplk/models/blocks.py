@@ -165,7 +165,7 @@ def _recompute_contexts(layer: nn.Module):
 
 @contextlib.contextmanager
 def _running_stats_kept(layer: nn.Module):
-    """Normalise by batch statistics without updating the running ones.
+    """Normalize by batch statistics without updating the running ones.
 
     A checkpointed layer runs twice a step; without this its running statistics would move twice.
     """

@@ -9,7 +9,7 @@ from .plain import check_computes, value_of
 
 
 class Branch:
-    """``bn(conv(x))``, which may start by cutting the map (``crop``).
+    """``bn(conv(x))``, which may start by cropping the feature map (``crop``).
 
     Args:
         layers (nn.Sequential): The branch.
@@ -80,7 +80,8 @@ class Branch:
         """A convolution with the attributes of this one and other numbers."""
         conv = self.conv
         if any(self.crop):
-            raise ValueError(f'cannot merge: {self.name} cuts the map before its convolution')
+            raise ValueError(
+                f'cannot merge: {self.name} crops the feature map before its convolution')
         new = LargeKernelDWConv2d(
             conv.in_channels, conv.out_channels, tuple(weight.shape[2:]), conv.stride, conv.padding,
             conv.dilation, conv.groups, padding_mode=conv.padding_mode, device='meta',
@@ -93,7 +94,7 @@ class Branch:
         return new
 
     def _sides(self) -> list[tuple[int, int]]:
-        """By how much the map is padded before and behind, in rows and in columns."""
+        """By how much the feature map is padded before and behind, in rows and in columns."""
         conv = self.conv
         if conv.padding_mode != 'zeros':
             left, right, top, bottom = conv._reversed_padding_repeated_twice

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 ADAPT = 'adapt'
-COLOURS = 3
+COLORS = 3
 
 
 def first_conv(network: nn.Module) -> str | None:
@@ -51,12 +51,12 @@ def adapted(network: nn.Module, state: dict[str, torch.Tensor], in_channels: str
     found, channels = _channels(network, state, name)
     if found == channels:
         return state
-    if found != COLOURS:
-        raise ValueError(f"cannot be taken: in_channels='{ADAPT}' takes weights for {COLOURS} "
+    if found != COLORS:
+        raise ValueError(f"cannot be taken: in_channels='{ADAPT}' takes weights for {COLORS} "
                          f'channels, but {name} is for {found}, and the network has {channels}')
     if tell is not None:
-        how = 'summed up' if channels == 1 else f'repeated and scaled by {COLOURS}/{channels}'
-        tell(f'{name}: the weights for {COLOURS} channels were {how} for the {channels} of the '
+        how = 'summed up' if channels == 1 else f'repeated and scaled by {COLORS}/{channels}'
+        tell(f'{name}: the weights for {COLORS} channels were {how} for the {channels} of the '
              'network')
     return {**state, name: _for_channels(state[name], channels)}
 
@@ -72,9 +72,9 @@ def channels_hint(network: nn.Module, state: dict[str, torch.Tensor]) -> str:
         str: A sentence without its full stop, after one; or nothing.
     """
     found, channels = _channels(network, state, first_conv(network))
-    if found == channels or found != COLOURS:
+    if found == channels or found != COLORS:
         return ''
-    return (f'. It is for images of {COLOURS} channels, the network for {channels}: '
+    return (f'. It is for images of {COLORS} channels, the network for {channels}: '
             f"in_channels='{ADAPT}' beside the checkpoint, as in backbone.init_cfg="
             f"dict(type='Pretrained', checkpoint=FILE, in_channels='{ADAPT}'), repeats and scales "
             'its first convolution')
@@ -95,6 +95,6 @@ def _for_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
     exact = weight.double()
     if channels == 1:
         return exact.sum(1, keepdim=True).to(weight.dtype)
-    turns = -(-channels // COLOURS)
+    turns = -(-channels // COLORS)
     repeated = exact.repeat(1, turns, 1, 1)[:, :channels]
-    return (repeated * (COLOURS / channels)).to(weight.dtype)
+    return (repeated * (COLORS / channels)).to(weight.dtype)

@@ -156,7 +156,7 @@ def merge_kernels(model: nn.Module) -> int:
 
 
 def _go_as_pair(large: nn.Module, small: nn.Module) -> bool:
-    """Whether two branches are as built, without hooks: then nobody minds that they run as one."""
+    """Whether two branches are unmodified and without hooks, so that they may run as one."""
     if not all(is_plain(branch, nn.Sequential) and list(branch._modules) == ['conv', 'bn']
                and is_plain(branch.conv, LargeKernelDWConv2d) for branch in (large, small)):
         return False

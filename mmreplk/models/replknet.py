@@ -1,6 +1,15 @@
-"""RepLKNet, "Scaling Up Your Kernels to 31x31" (CVPR 2022, arXiv 2203.06717).
+"""RepLKNet.
 
-Written from the paper; module names follow the authors' checkpoints, so that their weights load.
+Paper: "Scaling Up Your Kernels to 31x31: Revisiting Large Kernel Design in CNNs", X. Ding,
+X. Zhang, Y. Zhou, J. Han, G. Ding, J. Sun, CVPR 2022, https://arxiv.org/abs/2203.06717
+
+Original code and weights: https://github.com/DingXiaoH/RepLKNet-pytorch, MIT License
+
+This implementation is written from the paper. The names of modules are those of the original code,
+so that its checkpoints load. Ours are: the depth-wise convolution (:mod:`mmreplk.ops`), folding the
+remaining norms in ``switch_to_deploy`` (:mod:`.fold`), the faster inference on CPUs
+(:mod:`.cpu_inference`), stages that ``out_indices`` does not need are not built, ``frozen_stages``,
+``norm_eval``, ``with_cp`` for parts of a stage, and strict loading of ``Pretrained`` weights.
 """
 
 from collections.abc import Sequence
@@ -11,7 +20,7 @@ from mmengine.model import BaseModule
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..config.types import is_pretrained
+from ..config.types import split_init_cfg
 from ..registry import MMENGINE_MODELS, MODELS, WEIGHT_INITIALIZERS
 from .arch import parse_arch, parse_frozen_stages, parse_out_indices
 from .blocks import CHECKPOINTS, RepLKNetStage, run_layer
@@ -69,7 +78,7 @@ class RepLKNet(BaseModule):
         deploy (bool): Whether to build the deployed network (:meth:`switch_to_deploy`), to load its
             weights into, or weights whose kernels are merged but whose norms are not folded.
             Defaults to False.
-        init_cfg (dict | list[dict], optional): Initialisation config of MMEngine. ``Pretrained``
+        init_cfg (dict | list[dict], optional): Initialization config of MMEngine. ``Pretrained``
             takes ``in_channels='adapt'`` besides, to start from weights for colour images with
             other ``in_channels``: see :mod:`mmreplk.models.first_conv`. Defaults to None.
 
@@ -115,7 +124,7 @@ class RepLKNet(BaseModule):
         self.num_stages = self.out_indices[-1] + 1
         if final_norm and self.num_stages != num_arch_stages:
             raise ValueError(
-                f'final_norm=True normalises the output of the last stage, {num_arch_stages - 1}, '
+                f'final_norm=True normalizes the output of the last stage, {num_arch_stages - 1}, '
                 f'which is not in out_indices={self.out_indices}. Add it, or leave final_norm out.')
         if with_cp not in (False, True, *CHECKPOINTS):
             raise ValueError(f'with_cp must be True, False, {" or ".join(map(repr, CHECKPOINTS))}, '
@@ -211,7 +220,7 @@ class RepLKNet(BaseModule):
         deploy_network(self)
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; weights to start from (``Pretrained``) have to fit.
+        """Initialize as ``init_cfg`` says; weights to start from (``Pretrained``) have to fit.
 
         MMEngine's ``Pretrained`` is taken for the strict :class:`mmreplk.weights.Pretrained`.
 
@@ -221,9 +230,7 @@ class RepLKNet(BaseModule):
             ValueError: If the weights are of another network or architecture, or incomplete.
         """
         init_cfg, fresh = self.init_cfg, not self.is_init
-        cfgs = init_cfg if isinstance(init_cfg, list) else [init_cfg] if init_cfg else []
-        pretrained = [cfg for cfg in cfgs if is_pretrained(cfg)]
-        self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
+        self.init_cfg, pretrained = split_init_cfg(init_cfg)
         try:
             super().init_weights()
         finally:

@@ -4,3 +4,7 @@ from .functional import explain, large_kernel_dwconv2d, large_kernel_dwconv2d_pa
 from .module import LargeKernelDWConv2d
 
 __all__ = ['LargeKernelDWConv2d', 'explain', 'large_kernel_dwconv2d', 'large_kernel_dwconv2d_pair']
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

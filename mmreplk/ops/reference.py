@@ -1,6 +1,5 @@
 """The specification of the operator, one shifted product a tap, on any device in any dtype."""
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -31,9 +30,3 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem) 
             columns = slice(v * dw, v * dw + sw * (ow - 1) + 1, sw)
             out += padded[:, :, rows, columns] * taps[:, :, u, v]
     return out if bias is None else out + bias.double()[:, None, None]
-
-
-def spread_of(values: Tensor, weight: Tensor, problem: Problem) -> Tensor:
-    """Which outputs a set of input points reaches: the mask of non-zero sums of ones."""
-    ones = torch.ones_like(weight)
-    return reference(values.double(), ones, None, problem) > 0

@@ -13,7 +13,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from ..files import DRAFT, write_whole
 from ..registry import HOOKS, register
-from .own_files import checkpoint_folder, forget_others, lies_in
+from .own_files import REMEDY, checkpoint_folder, forget_others, lies_in
 
 BACKEND = 'mmreplk_whole_files'
 VALIDATED = 'validated_iter'  # in the message hub
@@ -35,7 +35,7 @@ class WholeFileBackend(LocalBackend):
             with open(draft, 'wb') as file:
                 file.write(obj)
 
-        write_whole(str(filepath), write)
+        write_whole(str(filepath), write, REMEDY)
 
 
 class _RemovingLater:

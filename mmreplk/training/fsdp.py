@@ -15,6 +15,7 @@ from ..files import write_whole
 from ..models.blocks import ConvFFN, RepLKBlock
 from ..paths import is_remote
 from ..registry import FUNCTIONS, STRATEGIES, register
+from .own_files import REMEDY
 
 OPTIMIZER_KEYS = ('state', 'param_groups')
 
@@ -72,7 +73,7 @@ class ResumableFSDPStrategy(FSDPStrategy):
                 draft, extra_ckpt=extra_ckpt, **kwargs)
 
         if is_main_process() and not is_remote(filename):
-            write_whole(filename, save)
+            write_whole(filename, save, REMEDY)
         else:
             save(filename)  # takes part in the gathering, and writes nothing but to an address
 

@@ -11,6 +11,8 @@ from numbers import Integral
 
 from ..paths import is_remote
 
+REMEDY = 'Make room there, or name another folder, and go on with --resume'
+
 
 def checkpoint_folder(work_dir: str, out_dir: str | None) -> str:
     """The folder to which ``CheckpointHook`` writes.

@@ -4,7 +4,6 @@ MMEngine loads what fits, warns of the rest, and goes on with random numbers in 
 ask here before they begin.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -17,7 +16,8 @@ from ..models import EnlargedBackbone, RepLKNet
 from ..models.first_conv import channels_hint
 from ..models.keys import is_merged
 from ..paths import check_file, is_remote
-from .layouts import check_values, describe_differences, num_classes, split, unwrap
+from .fit import compare
+from .layouts import check_values, num_classes, split, unwrap
 from .pretrained import AUTO, MERGED, NOT_MERGED, other_arch, start_weights
 from .safe_load import UnsafeFileError, read_any
 
@@ -139,38 +139,6 @@ def check_weights(cfg: Config,
     return difference and f'{argument}: {path!r} {difference}. {_RANDOM}'
 
 
-def dry_load(model: nn.Module, state: Mapping) -> tuple[list[str], list[str], list[str]]:
-    """Load weights, hooks of the modules included, and list what MMEngine would warn of.
-
-    Args:
-        model (nn.Module): On 'meta' nothing is loaded.
-        state (Mapping[str, Tensor]): Weights on the same device.
-
-    Returns:
-        tuple[list[str], list[str], list[str]]: Missing and unknown names, and tensors of other
-        shape.
-    """
-    missing, unknown, errors = [], [], []
-
-    def load(module, local, prefix=''):
-        module._load_from_state_dict(local, prefix, {}, True, missing, unknown, errors)
-        for name, child in module._modules.items():
-            if child is not None:
-                start = f'{prefix}{name}.'
-                load(child, {key: value for key, value in local.items() if key.startswith(start)},
-                     start)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # nothing is copied to 'meta', as intended
-        load(model, dict(state))
-    own = model.state_dict()
-    # Modules that rename what they read have dealt with the rest.
-    other = [f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
-             for name in own if name in state and state[name].shape != own[name].shape]
-    missing = [name for name in missing if not name.endswith('num_batches_tracked')]
-    return missing, unknown, other if errors else []
-
-
 def state_for_mmengine(checkpoint: Mapping) -> dict:
     """The weights that MMEngine would find in a file."""
     state = checkpoint.get('state_dict', checkpoint)
@@ -200,10 +168,11 @@ def check_model_weights(model: nn.Module, checkpoint: Mapping, heads_may_differ:
     state = state_for_mmengine(checkpoint)
     check_values(state, model.state_dict())
     state = {name: value.to('meta') for name, value in state.items()}
-    missing, unknown, other = dry_load(model, state)
+    misfit = compare(model, state)
     # More heads than the model has do no harm, more layers of the backbone would have an effect.
-    unknown = [name for name in unknown if ours and name.startswith('backbone.')]
-    if not (missing or unknown or other):
+    misfit = misfit._replace(unexpected=[
+        name for name in misfit.unexpected if ours and name.startswith('backbone.')])
+    if not misfit:
         return None
     hint = ''
     if ours:
@@ -211,10 +180,10 @@ def check_model_weights(model: nn.Module, checkpoint: Mapping, heads_may_differ:
         if heads_may_differ:  # a run starts from it, which it could do otherwise
             hint = channels_hint(model, state)
     found, wanted = num_classes(state), num_classes(model.state_dict())
-    text = f'does not match the model: {describe_differences(missing, unknown, other)}'
-    nothing = len(missing) == sum(not name.endswith('num_batches_tracked')
+    text = f'does not match the model: {misfit.describe()}'
+    nothing = len(misfit.missing) == sum(not name.endswith('num_batches_tracked')
                                   for name in model.state_dict())
-    differs = [name for name in (*missing, *unknown, *other) if name.startswith('backbone.')]
+    differs = [name for names in misfit for name in names if name.startswith('backbone.')]
     if heads_may_differ and not nothing and not (ours and differs):
         return text
     if found and wanted and found != wanted:

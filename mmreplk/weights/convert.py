@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from ..config.model import write_new
+from ..files import write_new
 from ..models import RepLKNet
 from ..models.arch import Arch
 from ..models.keys import adopt_final_norm, is_folded, is_merged, stage_norms
 from ..models.reparam import merge_kernels
+from .fit import compare
 from .layouts import (
     DATASET_META,
     EMA_WRAPPERS,
@@ -19,8 +20,6 @@ from .layouts import (
     WRAPPERS,
     arch_of,
     describe_arch,
-    describe_differences,
-    differences,
     name_of,
     num_classes,
     split,
@@ -36,7 +35,7 @@ _DETECTOR_PARTS = ('neck', 'rpn_head', 'roi_head', 'bbox_head', 'mask_head')
 
 
 @dataclass(frozen=True)
-class Recognised:
+class Recognized:
     """What a file of weights was found to be.
 
     Attributes:
@@ -82,7 +81,7 @@ class Recognised:
         return ', '.join(parts)
 
 
-def recognise(state: Mapping[str, torch.Tensor], arch: str | None = None) -> Recognised:
+def recognize(state: Mapping[str, torch.Tensor], arch: str | None = None) -> Recognized:
     """Find out what weights are, and check that they are complete.
 
     Of the heads of segmentors and detectors, only the names are looked at: what they have to hold
@@ -93,7 +92,7 @@ def recognise(state: Mapping[str, torch.Tensor], arch: str | None = None) -> Rec
         arch (str, optional): The architecture that it has to be. Defaults to None, any.
 
     Returns:
-        Recognised: What was found.
+        Recognized: What was found.
 
     Raises:
         ValueError: If it is another network or architecture, or something is missing or unknown.
@@ -122,7 +121,7 @@ def recognise(state: Mapping[str, torch.Tensor], arch: str | None = None) -> Rec
         raise ValueError(f'is of arch {describe_arch(found, merged)}, not {arch} as asked for by '
                          '--arch')
     _check_complete(body, found, merged, kind, heads)
-    return Recognised(layout, kind, found, merged, body, heads)
+    return Recognized(layout, kind, found, merged, body, heads)
 
 
 def _check_complete(body: dict, arch: Arch, merged: bool, kind: str, heads: dict) -> None:
@@ -137,10 +136,10 @@ def _check_complete(body: dict, arch: Arch, merged: bool, kind: str, heads: dict
             deploy=is_folded(body))
         if merged:
             merge_kernels(backbone)
-    differing = differences(backbone.state_dict(), body)
-    if any(differing):
+    misfit = compare(backbone.state_dict(), body)
+    if misfit:
         raise ValueError(f'is an incomplete or altered {describe_arch(arch, merged)}: '
-                         f'{describe_differences(*differing)}')
+                         f'{misfit.describe()}')
     if kind == 'classifier':
         shapes = [tuple(value.shape) for name, value in sorted(heads.items(), reverse=True)]
         if len(shapes) != 2 or shapes[0] != (*shapes[1], arch.channels[-1]):
@@ -148,11 +147,11 @@ def _check_complete(body: dict, arch: Arch, merged: bool, kind: str, heads: dict
                              f'{", ".join(map(str, shapes))}')
 
 
-def rename(found: Recognised, to: str) -> dict[str, torch.Tensor]:
+def rename(found: Recognized, to: str) -> dict[str, torch.Tensor]:
     """The weights under the names of another layout; nothing is copied.
 
     Args:
-        found (Recognised): The weights.
+        found (Recognized): The weights.
         to (str): One of :data:`LAYOUTS`.
 
     Returns:
@@ -204,7 +203,7 @@ def convert(source: str, out: str, to: str = 'mmreplk', arch: str | None = None,
             beside the weights. Defaults to False.
 
     Returns:
-        list[str]: Lines that say what was recognised, left out and written.
+        list[str]: Lines that say what was recognized, left out and written.
 
     Raises:
         FileExistsError: If ``out`` exists.
@@ -212,7 +211,7 @@ def convert(source: str, out: str, to: str = 'mmreplk', arch: str | None = None,
     """
     try:
         checkpoint = read_checkpoint(source)
-        found = recognise(unwrap(checkpoint, ema), arch)
+        found = recognize(unwrap(checkpoint, ema), arch)
         state = rename(found, to)
     except ValueError as error:
         raise ValueError(f'SRC: {source!r} {error}.') from error

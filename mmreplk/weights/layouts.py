@@ -27,7 +27,6 @@ WRAPPERS = ('state_dict', 'model', 'module')
 # Where the authors' training script and timm put the moving average of the weights.
 EMA_WRAPPERS = ('model_ema', 'state_dict_ema')
 _PARTS = ('stem.', 'stages.', 'transitions.', 'norm.')
-_COUNTER = 'num_batches_tracked'
 # What a checkpoint says of its data set, in ``meta``; files of MMCV have the last two alone.
 DATASET_META = ('dataset_meta', 'CLASSES', 'PALETTE')
 # The last layer of each head, and how many of its outputs are no class.
@@ -224,38 +223,6 @@ def check_values(state: Mapping, own: Mapping[str, torch.Tensor] | None = None) 
         if kind:
             raise ValueError(f'holds {name} {kind}: save it as an ordinary tensor of floating '
                              'point numbers')
-
-
-def differences(own: Mapping[str, torch.Tensor],
-                state: Mapping[str, torch.Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """Compare names and shapes of weights with those that a module has.
-
-    Args:
-        own (Mapping[str, Tensor]): The module's state dict.
-        state (Mapping[str, Tensor]): The weights.
-
-    Returns:
-        tuple[list[str], list[str], list[str]]: The names that the weights lack, those that are too
-        many, and for each other shape a phrase. Counters of batch norms, which old files lack, are
-        not missed.
-    """
-    missing = [name for name in own if name not in state and not name.endswith(_COUNTER)]
-    extra = [name for name in state if name not in own]
-    other = [f'{name} {tuple(value.shape)} instead of {tuple(own[name].shape)}'
-             for name, value in state.items()
-             if name in own and value.shape != own[name].shape]
-    return missing, extra, other
-
-
-def describe_differences(missing: list[str], extra: list[str], other: list[str],
-                         limit: int = 3) -> str:
-    """The result of :func:`differences` as one phrase that names at most ``limit`` of each."""
-    parts = [
-        f'{len(names)} {word} ({", ".join(names[:limit])}{", ..." if len(names) > limit else ""})'
-        for word, names in (('missing', missing), ('unknown', extra), ('of other shape', other))
-        if names
-    ]
-    return '; '.join(parts)
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -18,12 +18,11 @@ from ..models.first_conv import adapted, channels_hint
 from ..models.fold import fold_norms
 from ..models.keys import STAGE_NORM, adopt_final_norm, is_merged, stage_norms
 from ..registry import WEIGHT_INITIALIZERS
+from .fit import compare
 from .layouts import (
     arch_of,
     check_values,
     describe_arch,
-    describe_differences,
-    differences,
     split,
     unwrap,
 )
@@ -108,8 +107,8 @@ def start_weights(backbone: nn.Module, checkpoint: Mapping, prefix: str | None =
 def check_backbone_weights(backbone: nn.Module, body: dict[str, torch.Tensor]) -> dict:
     """Check that weights fit a backbone that is to start from them.
 
-    A classifier's head and final norm, and stages above those that the backbone has, may be too
-    many; norms of stage outputs may be missing if the weights have none at all.
+    Unexpected keys are allowed for the classifier head, the final norm and stages that the backbone
+    does not build; missing keys only for stage-output norms, and only if the file has none.
 
     Args:
         backbone (RepLKNet): The backbone; it may be on 'meta'.
@@ -131,17 +130,18 @@ def check_backbone_weights(backbone: nn.Module, body: dict[str, torch.Tensor]) -
         raise ValueError(MERGED if merged else NOT_MERGED)
     if merged:
         fold_norms(body, backbone.norm_eps)
-    missing, extra, other = differences(own, body)
+    misfit = compare(own, body)
     if not stage_norms(body):
-        missing = [name for name in missing if not STAGE_NORM.match(name)]
+        misfit = misfit._replace(
+            missing=[name for name in misfit.missing if not STAGE_NORM.match(name)])
     built, total = backbone.num_stages, len(arch_of(body).layers)
     ignored = ('norm.', 'head.', *(f'stages.{i}.' for i in range(built, total)),
                *(f'transitions.{i}.' for i in range(built - 1, total)))
-    extra = [name for name in extra if not name.startswith(ignored)]
-    if missing or extra or other:
+    misfit = misfit._replace(
+        unexpected=[name for name in misfit.unexpected if not name.startswith(ignored)])
+    if misfit:
         raise ValueError(other_arch(backbone, body) or 'does not match the backbone: '
-                         f'{describe_differences(missing, extra, other)}'
-                         f'{channels_hint(backbone, body)}')
+                         f'{misfit.describe()}{channels_hint(backbone, body)}')
     return {name: value for name, value in body.items() if name in own}
 
 
@@ -214,11 +214,11 @@ def enlarged_weights(backbone: EnlargedBackbone, checkpoint: Mapping,
     state = adapted(backbone, state, in_channels, tell)
     own = backbone.state_dict()
     check_values(state, own)
-    missing, _, other = differences(own, state)
-    if missing or other:
-        text = (f'does not match the backbone: {describe_differences(missing, [], other)}'
+    misfit = compare(own, state)._replace(unexpected=[])  # such as the heads' where prefix is ''
+    if misfit:
+        text = (f'does not match the backbone: {misfit.describe()}'
                 f'{channels_hint(backbone, state)}')
-        if any(is_merged([name]) for name in missing):
+        if is_merged(misfit.missing):
             text = NOT_MERGED
         elif not backbone.deploy and is_merged(state):
             text = MERGED

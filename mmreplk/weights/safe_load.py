@@ -32,7 +32,7 @@ class UnsafeFileError(ValueError):
 
 
 def harmless_types() -> list:
-    """What training scripts of the field save beside weights, and can do nothing by being read."""
+    """Types that common training scripts store beside the weights and that are safe to unpickle."""
     return [argparse.Namespace, ConfigDict, *STAND_INS]
 
 
@@ -109,6 +109,8 @@ def _code_forbidden():
 def read_checkpoint(path: str, map_location='cpu') -> dict:
     """Read a file with PyTorch's ``weights_only=True``. Tensors stay on disk until they are used.
 
+    Files that end in ``.safetensors`` are read by the package of that name, to the CPU.
+
     Args:
         path (str): A file.
         map_location (str | Callable, optional): As of ``torch.load``. Defaults to 'cpu'.
@@ -117,12 +119,15 @@ def read_checkpoint(path: str, map_location='cpu') -> dict:
         dict: What was saved.
 
     Raises:
+        ImportError: If it needs safetensors, which is not installed.
         UnsafeFileError: If reading it needs more than tensors and plain values.
         ValueError: If it is truncated, or no file of PyTorch's.
     """
     path = osp.expanduser(path)
     if not osp.isfile(path):  # a pipe would be waited for, without end
         raise ValueError('is no file')
+    if path.endswith('.safetensors'):
+        return _read_safetensors(path)
     try:
         # Not in the scope of NEVER, which holds where weights_only is not given.
         with _harmless():
@@ -143,6 +148,18 @@ def read_checkpoint(path: str, map_location='cpu') -> dict:
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f'holds no weights but {type(checkpoint).__name__}')
     return checkpoint
+
+
+def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(f'CHECKPOINT {path}: needs safetensors, which is not installed here; '
+                          '`pip install safetensors` adds it.') from error
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise ValueError(f'cannot be read ({type(error).__name__}: {error})') from error
 
 
 def _is_stored(path: str) -> bool:

@@ -252,7 +252,7 @@ def check_mmseg(name, recipe, cfg, train, test):
     channels = CHANNELS[recipe.arch]
     assert tuple(model.decode_head.in_channels) == channels
     assert model.auxiliary_head.in_channels == channels[2]
-    assert (model.decode_head.type, model.decode_head.channels) == ('mmreplk.UPerHead', 512)
+    assert (model.decode_head.type, model.decode_head.channels) == ('UPerHead', 512)
     assert model.decode_head.pool_scales == (1, 2, 3, 6)
     assert (model.auxiliary_head.type, model.auxiliary_head.in_index) == ('FCNHead', 2)
     assert (model.auxiliary_head.channels, model.auxiliary_head.num_convs) == (256, 1)

@@ -62,7 +62,7 @@ def test_what_fits(files):
     ({}, 'decode_head.convs.0.bn.bias', r'1 missing \(decode_head\.convs\.0\.bn\.bias\)'),
     ({}, 'backbone.stages.1.blocks.1.pw1.bn', 'missing'),
     ({STEM: torch.rand(4, 5, 3, 3)}, '-', r'stem\.0\.conv\.weight \(4, 5, 3, 3\) instead'),
-    ({'backbone.stages.0.norm.weight': torch.rand(4)}, '-', r'1 unknown \(backbone\.stages\.0'),
+    ({'backbone.stages.0.norm.weight': torch.rand(4)}, '-', r'1 unexpected \(backbone\.stages\.0'),
     (OTHER_HEAD, '-', 'has 5 classes, but the model 2'),
     ({}, 'backbone.', 'holds no RepLKNet'),
 ])

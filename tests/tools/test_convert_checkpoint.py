@@ -9,7 +9,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import DefaultScope
 
 from mmreplk import RepLKNet
-from mmreplk.config import model as weights
+from mmreplk.files import write_new
 from mmreplk.models.arch import ARCHS
 from mmreplk.models.reparam import merge_kernels
 from mmreplk.weights import convert
@@ -238,7 +238,7 @@ class TestRefused:
         self.refuse(tmp_path, state, 'classifier of the wrong form')
         state['head.bias'] = torch.ones(7)
         self.refuse(tmp_path, {**state, 'head_dist.weight': torch.ones(1)}, 'unknown: head_dist')
-        self.refuse(tmp_path, {**state, 'stages.0.extra': torch.ones(1)}, r'1 unknown \(stages')
+        self.refuse(tmp_path, {**state, 'stages.0.extra': torch.ones(1)}, r'1 unexpected \(stages')
 
     def test_inconsistent_shapes(self, tmp_path, tiny_arch):
         state = official_classifier(tiny_arch)
@@ -286,14 +286,14 @@ def test_outputs_appear_whole_or_not_at_all(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        weights.write_new(str(target), fails)
+        write_new(str(target), fails)
     assert list(target.parent.iterdir()) == []
-    assert not weights.write_new(str(target), lambda path: False)
-    assert weights.write_new(str(tmp_path / 'other'), lambda path: open(path, 'w').close())
+    assert not write_new(str(target), lambda path: False)
+    assert write_new(str(tmp_path / 'other'), lambda path: open(path, 'w').close())
     assert (tmp_path / 'other').is_file()
     target.write_bytes(b'old')
     with pytest.raises(FileExistsError, match='left as it is'):
-        weights.write_new(str(target), lambda path: open(path, 'w').close())
+        write_new(str(target), lambda path: open(path, 'w').close())
     assert target.read_bytes() == b'old'
     assert [path.name for path in target.parent.iterdir()] == ['out.bin']
 
@@ -340,11 +340,11 @@ def test_full_size_names_and_shapes_against_mmpretrain(arch, monkeypatch):
     monkeypatch.setattr(torch, 'linspace', functools.partial(torch.linspace, device='cpu'))
     with torch.device('meta'):
         their_state, our_state = theirs(arch).state_dict(), ours(arch).state_dict()
-    found = convert.recognise(their_state, arch)
+    found = convert.recognize(their_state, arch)
     assert (found.layout, found.kind, found.merged) == ('mmpretrain', 'classifier', False)
     renamed = convert.rename(found, 'mmreplk')
     assert {name: value.shape for name, value in renamed.items()} == {
         name: value.shape for name, value in our_state.items()}
-    official = convert.recognise(convert.rename(found, 'official'), arch)
+    official = convert.recognize(convert.rename(found, 'official'), arch)
     assert official.layout == 'official'
     assert convert.rename(official, 'mmpretrain').keys() == their_state.keys()

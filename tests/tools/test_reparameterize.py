@@ -1,5 +1,8 @@
 """reparameterize.py on the three codebases: the merged model predicts the same, from its files."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -42,7 +45,7 @@ def test_same_predictions(request, trained, kind):
     merged_cfg = Config.fromfile(str(bench.folder / 'out/merged.py'))
     merged, _ = deploy.load_model(merged_cfg, path)
     image = str(next((bench.folder / 'data').rglob('*.png')))
-    results = [deploy.run_model(one, deploy.prepare_picture(config, one, image))
+    results = [deploy.run_model(one, deploy.prepare_image(config, one, image))
                for config, one in ((cfg, model), (merged_cfg, merged))]
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
@@ -50,6 +53,49 @@ def test_same_predictions(request, trained, kind):
         bench.done('test.py', 'tiny.py', 'trained.pth', '--work-dir', 'one')
         bench.done('test.py', 'out/merged.py', 'out/merged.pth', '--work-dir', 'two')
         assert bench.metrics('two') == pytest.approx(bench.metrics('one'), abs=1e-3)
+
+
+HEAD = dict(type='UPerHead', in_channels=[4, 8], in_index=[0, 1], pool_scales=(1, 2), channels=4,
+            num_classes=2, norm_cfg=dict(type='SyncBN'), align_corners=False,
+            loss_decode=dict(type='CrossEntropyLoss'))
+LOAD = """
+import sys
+import torch
+from mmseg.apis import inference_model, init_model
+model = init_model(*sys.argv[1:3], device='cpu')
+model.cfg.test_pipeline = model.cfg.test_dataloader.dataset.pipeline
+label = inference_model(model, sys.argv[3]).pred_sem_seg.data
+print(type(model.decode_head).__module__)
+torch.save(label, sys.argv[4])
+"""
+
+
+def test_uper_head(seg_bench, trained):
+    """MMSegmentation's is replaced by the faster one; its own functions load and run the result."""
+    bench = seg_bench
+    bench.write(model=dict(bench.config['model'], decode_head=HEAD))
+    cfg, model = trained(bench)
+    assert type(model.decode_head).__module__ == 'mmseg.models.decode_heads.uper_head'
+    bench.done('reparameterize.py', 'tiny.py', 'trained.pth', 'merged.pth')
+    merged = Config.fromfile(str(bench.folder / 'merged.py'))
+    assert merged.model.decode_head == dict(cfg.model.decode_head, type='mmreplk.UPerHead')
+    image = str(next((bench.folder / 'data').rglob('*.png')))
+    run = subprocess.run([sys.executable, '-c', LOAD, 'merged.py', 'merged.pth', image, 'label.pt'],
+                         cwd=bench.folder, capture_output=True, text=True, check=False)
+    assert run.stdout.strip().endswith('mmreplk.models.cpu_inference.uper_head'), run.stderr
+    expected = deploy.run_model(model, deploy.prepare_image(cfg, model, image))['labels']
+    label = torch.load(bench.folder / 'label.pt', weights_only=True)
+    assert (label != expected).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize(('head', 'replaced'), [
+    (dict(type='UPerHead'), True), (dict(type='mmseg.UPerHead'), True),
+    (dict(type='mmreplk.UPerHead'), False), (dict(type='FCNHead'), False), (None, False),
+    ([dict(type='UPerHead')], False)])
+def test_which_heads_are_replaced(head, replaced):
+    cfg = Config(dict(default_scope='mmseg', model=dict(backbone=dict(), decode_head=head)))
+    after = deploy.deploy_config(cfg).model.decode_head
+    assert after == (dict(type='mmreplk.UPerHead') if replaced else head)
 
 
 def test_refusals(seg_bench, trained):
@@ -164,7 +210,7 @@ def test_compare():
 
 
 def test_the_drawn_picture_is_a_picture():
-    one, two = deploy.example_picture(), deploy.example_picture()
+    one, two = deploy.example_image(), deploy.example_image()
     assert one.shape == (256, 320, 3)
     assert one.std() > 30
     assert (one == two).all()

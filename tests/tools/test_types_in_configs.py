@@ -111,7 +111,7 @@ def test_every_option_finds_its_part(seg_bench, form, monkeypatch, randomize_nor
     assert cfg.model.backbone.arch.channels == [4, 8]
     cfg = read()
     model, _ = deploy.load_model(cfg, None)
-    assert deploy.prepare_picture(cfg, model, None)['inputs'].shape[1] == 3
+    assert deploy.prepare_image(cfg, model, None)['inputs'].shape[1] == 3
 
 
 @pytest.mark.parametrize('form', FORMS)

@@ -1,4 +1,4 @@
-"""Layouts of weights: what is recognised, and what a backbone starts from or refuses."""
+"""Layouts of weights: what is recognized, and what a backbone starts from or refuses."""
 
 import pytest
 import torch
@@ -155,7 +155,7 @@ class TestPretrained:
         dense = numbered(RepLKNet(tiny_arch, norm_intermediate_features=True))
         model = self.start(tmp_path, tiny_arch, prefixed(dense), norm_intermediate_features=True)
         assert equal(model, dense)
-        with pytest.raises(ValueError, match=r'unknown \(stages\.0\.norm'):
+        with pytest.raises(ValueError, match=r'unexpected \(stages\.0\.norm'):
             self.start(tmp_path, tiny_arch, prefixed(dense))
 
     def test_stages_that_are_not_built(self, tmp_path, tiny_arch, source):

@@ -191,3 +191,14 @@ def test_every_reader_of_weights_looks_at_them(tiny_arch, tmp_path):
         spec = SimpleNamespace(checkpoint=path, source='timm:x')
         with pytest.raises(ValueError, match=f'CHECKPOINT: .* holds {name}'):
             erf_zoo._load(backbone, spec, ('head', ))
+
+
+def test_safetensors(tmp_path):
+    torch_files = pytest.importorskip('safetensors.torch')
+    path = str(tmp_path / 'file.safetensors')
+    torch_files.save_file(dict(weight=torch.arange(3.)), path)
+    assert torch.equal(read_checkpoint(path)['weight'], torch.arange(3.))
+    assert torch.equal(read_any(path)['weight'], torch.arange(3.))
+    Path(path).write_bytes(b'no header')
+    with pytest.raises(ValueError, match='cannot be read'):
+        read_checkpoint(path)

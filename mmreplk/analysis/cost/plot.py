@@ -1,4 +1,4 @@
-"""The picture of costs: what share each kind of layer has. Matplotlib."""
+"""The image of costs: what share each kind of layer has. Matplotlib."""
 
 from ..figures import new_figure
 from .count import ModelCost
@@ -7,7 +7,7 @@ from .profiling import DEPTHWISE, OTHER, POINTWISE, REST, TIME_KINDS
 from .report import shares_of
 
 # Dark to light in the order of the bars, so that they tell apart in grey too.
-_COLOURS = {DEPTHWISE: '#1f4e79', POINTWISE: '#4f9d9a', OTHER: '#b9d7b1', REST: '#e4e4e4'}
+_COLORS = {DEPTHWISE: '#1f4e79', POINTWISE: '#4f9d9a', OTHER: '#b9d7b1', REST: '#e4e4e4'}
 _NAMES = {DEPTHWISE: 'depth-wise convolutions', POINTWISE: '1x1 convolutions',
           OTHER: 'other convolutions and matrix products',
           REST: 'the rest (norms, activations, resizing)'}
@@ -21,7 +21,7 @@ def draw_costs(costs: dict[str, tuple[ModelCost, ModelLatency | None]], path: st
     Args:
         costs (dict[str, tuple[ModelCost, ModelLatency | None]]): By the models' names; the latency
             is left out where it was not measured.
-        path (str): The picture to write.
+        path (str): The image to write.
     """
     bars, places, names, place = [], [], [], 0.0
     for name, (cost, latency) in costs.items():
@@ -39,7 +39,7 @@ def draw_costs(costs: dict[str, tuple[ModelCost, ModelLatency | None]], path: st
         left = [sum(shares.get(other, 0) for other in TIME_KINDS[:TIME_KINDS.index(kind)])
                 for _, shares, _ in bars]
         width = [shares.get(kind, 0) for _, shares, _ in bars]
-        ax.barh(places, width, 0.8, left, color=_COLOURS[kind], label=_NAMES[kind],
+        ax.barh(places, width, 0.8, left, color=_COLORS[kind], label=_NAMES[kind],
                 edgecolor='white', linewidth=0.5)
         for y, start, share in zip(places, left, width, strict=True):
             if share >= _SMALLEST:

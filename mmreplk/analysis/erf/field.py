@@ -11,7 +11,7 @@ is the positive part of the gradient of the map's centre, summed over images and
 over the area of the image. The paper and its published figures take the total of the scores ``A``;
 of ``S`` itself it depends less on the scale of the gradients. Every function here takes either.
 
-With random weights all this measures the initialisation, not what a network has learnt.
+With random weights all this measures the initialization, not what a network has learnt.
 
 Needs torch and NumPy alone.
 """
@@ -27,7 +27,7 @@ THRESHOLDS = (0.2, 0.3, 0.5, 0.99)  # of the paper's table
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
-class CentredSquare(NamedTuple):
+class CenteredSquare(NamedTuple):
     """The smallest centred square with a given share of the contributions.
 
     Attributes:
@@ -38,7 +38,7 @@ class CentredSquare(NamedTuple):
     ratio: float
 
 
-def centre_point(height: int, width: int) -> tuple[int, int]:
+def center_point(height: int, width: int) -> tuple[int, int]:
     """The element that stands for the centre of a map.
 
     It is ``(height // 2, width // 2)``: the middle of an odd map, and of an even one the first
@@ -81,7 +81,7 @@ def input_contribution(forward: Forward, images: torch.Tensor) -> torch.Tensor:
             what = tuple(features.shape) if isinstance(features, torch.Tensor) else (
                 type(features).__name__)
             raise ValueError(f'gives {what}, not a feature map of shape (N, C, H, W)')
-        row, column = centre_point(*features.shape[-2:])
+        row, column = center_point(*features.shape[-2:])
         point = features[:, :, row, column].relu().sum()
     gradient = None
     if point.requires_grad:
@@ -137,10 +137,10 @@ def contribution_scores(matrix: np.ndarray) -> np.ndarray:
     return scores / scores.max()
 
 
-def high_contribution_area(matrix: np.ndarray, threshold: float) -> CentredSquare:
+def high_contribution_area(matrix: np.ndarray, threshold: float) -> CenteredSquare:
     """The high-contribution area ratio ``r(t)``.
 
-    Squares have the sides 1, 3, 5, ... around the pixel that :func:`centre_point` names, and are
+    Squares have the sides 1, 3, 5, ... around the pixel that :func:`center_point` names, and are
     cut off where they leave the image.
 
     Args:
@@ -148,7 +148,7 @@ def high_contribution_area(matrix: np.ndarray, threshold: float) -> CentredSquar
         threshold (float): The share ``t`` that has to be exceeded, 0 < t < 1.
 
     Returns:
-        CentredSquare: Its side and the ratio.
+        CenteredSquare: Its side and the ratio.
 
     Raises:
         ValueError: If the threshold is out of range, or the matrix as of
@@ -158,12 +158,12 @@ def high_contribution_area(matrix: np.ndarray, threshold: float) -> CentredSquar
         raise ValueError(f'threshold {threshold}: give a share of the total between 0 and 1')
     matrix = _checked(matrix)
     height, width = matrix.shape
-    row, column = centre_point(height, width)
+    row, column = center_point(height, width)
     rings = np.maximum(abs(np.arange(height) - row)[:, None], abs(np.arange(width) - column))
     held = np.cumsum(np.bincount(rings.ravel(), weights=matrix.ravel()))
     radius = int(np.argmax(held > threshold * held[-1]))
     area = int((rings <= radius).sum())
-    return CentredSquare(min(2 * radius + 1, max(height, width)), area / matrix.size)
+    return CenteredSquare(min(2 * radius + 1, max(height, width)), area / matrix.size)
 
 
 def spread(matrix: np.ndarray) -> tuple[float, float]:

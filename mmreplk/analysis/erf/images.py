@@ -1,4 +1,4 @@
-"""Pictures for the effective receptive field: a folder's, or generated ones; one at a time."""
+"""Images for the effective receptive field: a folder's, or generated ones; one at a time."""
 
 import os
 from collections.abc import Iterator
@@ -6,33 +6,33 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-COLOURS = 3
+COLORS = 3
 ARRAYS = '.npy'
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 
 class FolderImages:
-    """Pictures of a folder, resized to squares without regard to their shape, as in the paper.
+    """Images of a folder, resized to squares without regard to their shape, as in the paper.
 
-    Of more pictures than are wanted, every n-th in the order of their names is taken, so that class
+    Of more images than are wanted, every n-th in the order of their names is taken, so that class
     folders are all represented. For a network whose images are no colour images, see
     :meth:`for_channels`.
 
     Args:
         folder (str): Searched with its subfolders.
-        count (int): The largest number of pictures.
+        count (int): The largest number of images.
         size (int): Side of the squares in pixels.
-        channels (int): Channels of the pictures. Defaults to 3, colours.
+        channels (int): Channels of the images. Defaults to 3, colours.
 
     Attributes:
-        paths (list[str]): The pictures.
+        paths (list[str]): The images.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no picture in it.
-        ValueError: If one of the pictures is none.
+        FileNotFoundError: If there is no such folder, or no image in it.
+        ValueError: If one of the images is none.
     """
 
-    def __init__(self, folder: str, count: int, size: int, channels: int = COLOURS):
+    def __init__(self, folder: str, count: int, size: int, channels: int = COLORS):
         if not os.path.isdir(folder):
             raise FileNotFoundError(f'--images: no such folder {folder!r}. Name a folder of '
                                     'pictures, or leave --images out to use generated ones.')
@@ -42,7 +42,7 @@ class FolderImages:
             if name.lower().endswith((*SUFFIXES, ARRAYS)))
         arrays = [path for path in found if path.lower().endswith(ARRAYS)]
         pictures = [path for path in found if path not in set(arrays)]
-        found = (pictures or arrays) if channels == COLOURS else (arrays or pictures)
+        found = (pictures or arrays) if channels == COLORS else (arrays or pictures)
         if not found:
             raise FileNotFoundError(f'--images: {folder!r} holds no picture '
                                     f'({", ".join((*SUFFIXES, ARRAYS))}).')
@@ -53,10 +53,10 @@ class FolderImages:
         self._channels = [_channels_of(path) for path in self.paths]
 
     def for_channels(self, channels: int) -> 'FolderImages':
-        """The pictures of the folder for a network whose images have so many channels.
+        """The images of the folder for a network whose images have so many channels.
 
         Three are red, green and blue; one is grey. Others come from arrays (H, W, channels) of
-        numbers, files of NumPy (.npy) in the network's order of channels, or from pictures that
+        numbers, files of NumPy (.npy) in the network's order of channels, or from images that
         have as many.
 
         Raises:
@@ -64,7 +64,7 @@ class FolderImages:
         """
         other = FolderImages(self.folder, self.count, self.size, channels)
         for path, found in zip(other.paths, other._channels, strict=True):
-            converted = channels in (1, COLOURS) and not path.lower().endswith(ARRAYS)
+            converted = channels in (1, COLORS) and not path.lower().endswith(ARRAYS)
             if found != channels and not converted:
                 raise ValueError(
                     f'--images: {path!r} has {found} channel{"s" * (found > 1)}, but the network '
@@ -86,7 +86,7 @@ class FolderImages:
 
 
 def _channels_of(path: str) -> int:
-    """The channels of a file; raises ValueError if it holds no picture."""
+    """The channels of a file; raises ValueError if it holds no image."""
     try:
         if path.lower().endswith(ARRAYS):
             array = np.load(path, mmap_mode='r', allow_pickle=False)
@@ -108,14 +108,14 @@ def _read(path: str, size: int, channels: int) -> np.ndarray:
                   for plane in np.ascontiguousarray(array.transpose(2, 0, 1))]
         return np.stack([np.array(plane) for plane in planes], -1)
     with Image.open(path) as image:
-        if channels in (1, COLOURS):
-            image = image.convert('RGB' if channels == COLOURS else 'L')
+        if channels in (1, COLORS):
+            image = image.convert('RGB' if channels == COLORS else 'L')
         small = np.array(image.resize((size, size), Image.BICUBIC))
     return small if small.ndim == 3 else small[..., None]
 
 
 class GeneratedImages:
-    """Random pictures whose amplitudes fall as 1/f, as those of photographs do (Field, 1987).
+    """Random images whose amplitudes fall as 1/f, as those of photographs do (Field, 1987).
 
     They have no objects in them. What they measure is how a network passes gradients, roughly as
     for photographs, but not how it reacts to what it was trained on.
@@ -126,11 +126,11 @@ class GeneratedImages:
         channels (int): Their channels. Defaults to 3, colours.
     """
 
-    def __init__(self, count: int, size: int, channels: int = COLOURS):
+    def __init__(self, count: int, size: int, channels: int = COLORS):
         self.count, self.size, self.channels = count, size, channels
 
     def for_channels(self, channels: int) -> 'GeneratedImages':
-        """As many pictures for a network whose images have so many channels."""
+        """As many images for a network whose images have so many channels."""
         return GeneratedImages(self.count, self.size, channels)
 
     def __len__(self) -> int:
@@ -142,13 +142,13 @@ class GeneratedImages:
             yield generate_image(index, self.size, self.channels)
 
     def __str__(self) -> str:
-        what = '' if self.channels == COLOURS else f' of {self.channels} channel'
+        what = '' if self.channels == COLORS else f' of {self.channels} channel'
         what += 's' if what and self.channels > 1 else ''
         return f'{self.count} generated pictures{what} with the 1/f spectrum of photographs'
 
 
-def generate_image(seed: int, size: int, channels: int = COLOURS) -> np.ndarray:
-    """One picture of :class:`GeneratedImages`.
+def generate_image(seed: int, size: int, channels: int = COLORS) -> np.ndarray:
+    """One image of :class:`GeneratedImages`.
 
     Args:
         seed (int): Which.

@@ -103,7 +103,7 @@ class ErfModel:
         """Check on the meta device, where the network stays, that the stage is a feature map.
 
         Args:
-            size (int): Side of the pictures.
+            size (int): Side of the images.
 
         Raises:
             StageError: If it is none. Networks that do not run there are not checked.
@@ -119,7 +119,7 @@ class ErfModel:
             pass
 
     def prepare(self, image: np.ndarray, device: str | torch.device) -> torch.Tensor:
-        """Normalise a picture as the network was trained with.
+        """Normalize a image as the network was trained with.
 
         Args:
             image (np.ndarray): (H, W, channels), of values from 0 to 255; three are RGB. Where mean
@@ -222,7 +222,7 @@ def open_model(spec: ModelSpec, size: int, pretrained: bool = False,
 
     Args:
         spec (ModelSpec): Which.
-        size (int): Side of the pictures, which some networks have to know.
+        size (int): Side of the images, which some networks have to know.
         pretrained (bool): Whether one without a checkpoint takes the weights that its package, or
             its config for the start of training, names. Defaults to False, random ones.
         cfg_options (dict, optional): Changes to a config. Defaults to None.
@@ -271,7 +271,7 @@ def _open_config(spec: ModelSpec, pretrained: bool, cfg_options: dict | None) ->
         with _silent_logger():
             model.init_weights()
     weights = spec.checkpoint or ('pretrained' if start else 'random')
-    mean, std, bgr = _normalisation(cfg)
+    mean, std, bgr = _normalization(cfg)
     if is_number(spec.stage):
         if not isinstance(getattr(model, 'backbone', None), nn.Module):
             raise ValueError(f'--stage {spec.stage}: the model of CONFIG {spec.source} has no '
@@ -292,7 +292,7 @@ def _channels(network: nn.Module) -> int:
 
 
 def _silent_logger():
-    """MMEngine prints how every parameter was initialised where no logger has been set up."""
+    """MMEngine prints how every parameter was initialized where no logger has been set up."""
     import logging
     from contextlib import ExitStack
     stack = ExitStack()
@@ -302,7 +302,7 @@ def _silent_logger():
     return stack
 
 
-def _normalisation(cfg) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
+def _normalization(cfg) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
     """Mean, standard deviation, and whether the network takes blue first, as mm pipelines read."""
     options = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     mean, std = options.get('mean') or (0.0, ), options.get('std') or (1.0, )

@@ -1,8 +1,8 @@
-"""Pictures of effective receptive fields: heat maps, and the table of area ratios. Matplotlib."""
+"""Images of effective receptive fields: heat maps, and the table of area ratios. Matplotlib."""
 
 import math
 
-from ..figures import COLOURS, new_figure
+from ..figures import COLORS, new_figure
 from .field import THRESHOLDS, contribution_scores
 from .report import RANDOM_NOTE, ErfResult, caption, percent, table_head, table_rows
 
@@ -14,7 +14,7 @@ def draw_heat_maps(results: list[ErfResult], path: str) -> None:
 
     Args:
         results (list[ErfResult]): At least one.
-        path (str): The picture to write.
+        path (str): The image to write.
     """
     columns = min(len(results), 4)
     lines = math.ceil(len(results) / columns)
@@ -24,7 +24,7 @@ def draw_heat_maps(results: list[ErfResult], path: str) -> None:
         ax.set_visible(False)
     for ax, result in zip(axes.flat, results, strict=False):
         height, width = result.matrix.shape
-        image = ax.imshow(contribution_scores(result.matrix), cmap=COLOURS, vmin=0, vmax=1,
+        image = ax.imshow(contribution_scores(result.matrix), cmap=COLORS, vmin=0, vmax=1,
                           extent=(0, width, height, 0), interpolation_stage='data')
         name = result.spec.name
         ax.set_title(name, fontsize=min(11, 330 / len(name)))  # as wide as its map
@@ -54,7 +54,7 @@ def draw_table(results: list[ErfResult], path: str) -> None:
 
     Args:
         results (list[ErfResult]): As there.
-        path (str): The picture to write.
+        path (str): The image to write.
     """
     head, rows = table_head(), table_rows(results)
     texts = [0.085 * max(len(row[column]) for row in (head, *rows)) + 0.3 for column in range(3)]

@@ -11,7 +11,7 @@ import torch
 
 from .field import (
     THRESHOLDS,
-    CentredSquare,
+    CenteredSquare,
     contribution_scores,
     effective_receptive_field,
     high_contribution_area,
@@ -20,7 +20,7 @@ from .field import (
 from .models import ErfModel, ModelSpec
 from .stages import stage_words
 
-RANDOM_NOTE = ('random weights show the initialisation, not what a network learns; no ranking '
+RANDOM_NOTE = ('random weights show the initialization, not what a network learns; no ranking '
                'of networks follows from them')
 
 
@@ -33,7 +33,7 @@ class ErfResult:
         weights (str): ``random``, ``pretrained`` or the name of a file.
         matrix (np.ndarray): The contributions ``S`` (H, W), see :mod:`.field`.
         pictures (str): What it was measured on.
-        count (int): On how many pictures.
+        count (int): On how many images.
     """
     spec: ModelSpec
     weights: str
@@ -46,19 +46,19 @@ class ErfResult:
         """Whether the weights are random."""
         return self.weights == 'random'
 
-    def of_scores(self) -> list[CentredSquare]:
+    def of_scores(self) -> list[CenteredSquare]:
         """``r(t)`` of the scores ``A``, as in the paper, for each of :data:`.erf.THRESHOLDS`."""
         scores = contribution_scores(self.matrix)
         return [high_contribution_area(scores, threshold) for threshold in THRESHOLDS]
 
-    def of_sum(self) -> list[CentredSquare]:
+    def of_sum(self) -> list[CenteredSquare]:
         """``r(t)`` of the contributions ``S`` themselves, for each of :data:`.erf.THRESHOLDS`."""
         return [high_contribution_area(self.matrix, threshold) for threshold in THRESHOLDS]
 
 
 def measure(spec: ModelSpec, model: ErfModel, pictures: Iterable[np.ndarray],
             device: str | torch.device = 'cpu') -> ErfResult:
-    """Measure a network on a stream of pictures, with a progress bar on stderr.
+    """Measure a network on a stream of images, with a progress bar on stderr.
 
     Args:
         spec (ModelSpec): Its name.
@@ -121,7 +121,7 @@ def format_table(results: list[ErfResult]) -> str:
     """The table as text.
 
     Args:
-        results (list[ErfResult]): Of one size and on the same pictures.
+        results (list[ErfResult]): Of one size and on the same images.
 
     Returns:
         str: Several lines.

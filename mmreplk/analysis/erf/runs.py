@@ -7,7 +7,7 @@ import re
 import numpy as np
 import torch
 
-from .images import COLOURS, FolderImages, GeneratedImages
+from .images import COLORS, FolderImages, GeneratedImages
 from .models import ErfModel, ModelSpec, open_model
 from .plot import draw_heat_maps, draw_table
 from .report import RANDOM_NOTE, format_csv, format_table, measure
@@ -17,10 +17,10 @@ SMALLEST = 32  # pixels
 
 
 def open_pictures(folder: str | None, count: int, size: int) -> FolderImages | GeneratedImages:
-    """Find the pictures to measure on, or make some.
+    """Find the images to measure on, or make some.
 
     Args:
-        folder (str, optional): Of pictures; None for generated ones.
+        folder (str, optional): Of images; None for generated ones.
         count (int): How many at most.
         size (int): Side of the squares that they are resized to, in pixels.
 
@@ -29,7 +29,7 @@ def open_pictures(folder: str | None, count: int, size: int) -> FolderImages | G
 
     Raises:
         FileNotFoundError: If there is no such folder, or nothing in it.
-        ValueError: If a number is out of range, or a picture cannot be read.
+        ValueError: If a number is out of range, or a image cannot be read.
     """
     if count < 1:
         raise ValueError(f'--num-images {count}: give a positive number.')
@@ -39,10 +39,10 @@ def open_pictures(folder: str | None, count: int, size: int) -> FolderImages | G
 
 
 def describe(pictures: FolderImages | GeneratedImages, wanted: int) -> list[str]:
-    """Lines for the user about pictures that are not what was, or should be, asked for.
+    """Lines for the user about images that are not what was, or should be, asked for.
 
     Args:
-        pictures (FolderImages | GeneratedImages): The pictures.
+        pictures (FolderImages | GeneratedImages): The images.
         wanted (int): How many were asked for.
 
     Returns:
@@ -63,7 +63,7 @@ def check_models(specs: list[ModelSpec], size: int, pretrained: bool = False,
 
     Args:
         specs (list[ModelSpec]): The networks.
-        size (int): Side of the pictures.
+        size (int): Side of the images.
         pretrained (bool): As of :func:`.models.open_model`. Defaults to False.
         cfg_options (dict, optional): As there.
         pictures (FolderImages | GeneratedImages, optional): What is to be measured on, to check
@@ -71,7 +71,7 @@ def check_models(specs: list[ModelSpec], size: int, pretrained: bool = False,
 
     Returns:
         list[str]: A line if there are random weights, and for each network that takes no colour
-        images one about the pictures for it.
+        images one about the images for it.
 
     Raises:
         ImportError: As of :func:`.models.open_model`.
@@ -103,12 +103,12 @@ def check_models(specs: list[ModelSpec], size: int, pretrained: bool = False,
 
 def _fit(spec: ModelSpec, model: ErfModel, pictures: FolderImages | GeneratedImages
          ) -> tuple[FolderImages | GeneratedImages, list[str]]:
-    """The pictures with as many channels as a network takes, and a line if it takes no colours."""
+    """The images with as many channels as a network takes, and a line if it takes no colours."""
     try:
         fitting = pictures.for_channels(model.channels)
     except ValueError as error:
         raise ValueError(f'MODEL {spec.source}: {error}') from error
-    if model.channels == COLOURS:
+    if model.channels == COLORS:
         return fitting, []
     return fitting, [f'{spec.name} takes images of {model.channels} channel'
                      f'{"s" * (model.channels > 1)}: it is measured on {fitting}.']
@@ -126,7 +126,7 @@ def run(specs: list[ModelSpec], pictures: FolderImages | GeneratedImages, out: s
         ) -> str:
     """Measure networks one after the other and write what comes out.
 
-    A matrix is written as soon as it is there, tables and pictures at the end.
+    A matrix is written as soon as it is there, tables and images at the end.
 
     Args:
         specs (list[ModelSpec]): The networks.
@@ -160,7 +160,7 @@ def run(specs: list[ModelSpec], pictures: FolderImages | GeneratedImages, out: s
 
 
 def _write(folder: str, name: str, write) -> None:
-    from ...config.model import write_new
+    from ...files import write_new
     os.makedirs(folder, exist_ok=True)
     write_new(osp.join(folder, name), write)
 

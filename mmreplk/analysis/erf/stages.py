@@ -75,7 +75,7 @@ def named_module(model: nn.Module, stage: str) -> nn.Module:
 
 
 class _Reached(Exception):  # noqa: N818  # no error
-    """The forward pass has come to where it is to end."""
+    """Raised to end a forward pass at the module whose output is wanted."""
 
 
 def forward_to(module: nn.Module, run: Callable, take_input: bool = False

@@ -4,7 +4,6 @@ import warnings
 from difflib import get_close_matches
 from importlib import import_module
 
-import torch
 from torch import nn
 
 from .models import ErfModel, ModelSpec
@@ -26,7 +25,7 @@ def open_zoo_model(spec: ModelSpec, size: int, pretrained: bool) -> ErfModel:
 
     Args:
         spec (ModelSpec): Which.
-        size (int): Side of the pictures.
+        size (int): Side of the images.
         pretrained (bool): Whether to fetch the package's weights where no checkpoint is given.
 
     Returns:
@@ -122,10 +121,12 @@ def _torchvision_forward(network: nn.Module, spec: ModelSpec):
 def _load(network: nn.Module, spec: ModelSpec, heads: tuple[str, ...]) -> None:
     """Load a file strictly, but for the classifier, which is not run."""
     from ...paths import check_file
-    from ...weights.layouts import check_values, describe_differences, unwrap
+    from ...weights.fit import compare
+    from ...weights.layouts import check_values, unwrap
+    from ...weights.safe_load import read_checkpoint
     check_file(spec.checkpoint, 'CHECKPOINT', 'Check the path.')
     try:
-        state = unwrap(_read(spec.checkpoint))
+        state = unwrap(read_checkpoint(spec.checkpoint))
         check_values(state, network.state_dict())
     except ValueError as error:
         raise ValueError(f'CHECKPOINT: {spec.checkpoint!r} {error}.') from error
@@ -134,28 +135,9 @@ def _load(network: nn.Module, spec: ModelSpec, heads: tuple[str, ...]) -> None:
         return not name.startswith(tuple(f'{head}.' for head in heads))
 
     own = {name: value for name, value in network.state_dict().items() if runs(name)}
-    missing = [name for name in own
-               if name not in state and not name.endswith('num_batches_tracked')]
-    unknown = [name for name in state if runs(name) and name not in own]
-    other = [f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
-             for name in own if name in state and state[name].shape != own[name].shape]
-    if missing or unknown or other:
+    misfit = compare(own, {name: value for name, value in state.items() if runs(name)})
+    if misfit:
         raise ValueError(f'CHECKPOINT: {spec.checkpoint!r} does not match {spec.source}: '
-                         f'{describe_differences(missing, unknown, other)}. Name the weights of '
+                         f'{misfit.describe()}. Name the weights of '
                          'this network, or the network of these weights.')
     network.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
-
-
-def _read(path: str) -> dict[str, torch.Tensor]:
-    if path.endswith('.safetensors'):
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ImportError(f'CHECKPOINT {path}: needs safetensors, which is not installed here; '
-                              '`pip install safetensors` adds it.') from error
-        try:
-            return load_file(path)
-        except Exception as error:
-            raise ValueError(f'cannot be read ({type(error).__name__}: {error})') from error
-    from ...weights.safe_load import read_checkpoint
-    return read_checkpoint(path)

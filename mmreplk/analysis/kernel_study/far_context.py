@@ -1,4 +1,4 @@
-"""Pictures whose labels depend on context far away, drawn in the layout and labels of ADE20K.
+"""Images whose labels depend on context far away, drawn in the layout and labels of ADE20K.
 
 Islands lie in water. All land looks alike; what it is called (field, sand or rock) is told by one
 small landmark near the shore of its island, up to 100 pixels away. A network finds the water and
@@ -33,14 +33,14 @@ _JPEG_QUALITY = 95
 
 
 def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw one picture.
+    """Draw one image.
 
     Args:
         rng (np.random.Generator): Source of every random choice; the same state gives the same
-            picture.
+            image.
 
     Returns:
-        tuple[np.ndarray, np.ndarray, np.ndarray]: Three arrays (192, 192): the picture, RGB with a
+        tuple[np.ndarray, np.ndarray, np.ndarray]: Three arrays (192, 192): the image, RGB with a
         last axis of 3; the labels, in ADE20K's numbers; and the distance of each pixel on land from
         its landmark in pixels, rounded, 255 in the water. All uint8.
     """
@@ -102,7 +102,7 @@ def _island(rng: np.random.Generator) -> np.ndarray:
 
 
 def _landmark_place(rng: np.random.Generator, island: np.ndarray) -> tuple[int, int] | None:
-    """Row and column near the shore and within the picture; None if there is no room."""
+    """Row and column near the shore and within the image; None if there is no room."""
     framed = np.zeros((SIZE, SIZE), np.uint8)
     framed[1:-1, 1:-1] = island[1:-1, 1:-1]
     inland = cv2.distanceTransform(framed, cv2.DIST_L2, 5)
@@ -122,13 +122,13 @@ def write_dataset(root: str | os.PathLike, num_train: int, num_val: int, seed: i
     """Write the data set, or find it written already.
 
     A stamp is written last, so that a folder with a stamp is complete; one without is written
-    again. Pictures depend on seed, split and number alone.
+    again. Images depend on seed, split and number alone.
 
     Args:
         root (str | PathLike): Its folder; created where missing.
-        num_train (int): Number of pictures to train on.
-        num_val (int): Number of pictures to score on.
-        seed (int): Pictures of different seeds have nothing in common. Defaults to 0.
+        num_train (int): Number of images to train on.
+        num_val (int): Number of images to score on.
+        seed (int): Images of different seeds have nothing in common. Defaults to 0.
 
     Returns:
         bool: Whether it was written now.

@@ -1,13 +1,14 @@
 """The figure of a kernel study: an example, scores, and receptive fields. Matplotlib."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 
 from ..erf.field import contribution_scores
 from ..erf.report import percent
-from ..figures import COLOURS, new_figure
+from ..figures import COLORS, new_figure
 from .far_context import CLASS_IDS, LANDS, SPLITS
 from .report import BIN, EDGES, RunResult, blind_miou, by_kernel, mean_and_spread, middle_run
 from .settings import KernelStudy
@@ -17,10 +18,11 @@ _LABELS = {'water': (44, 108, 168), 'field': (96, 158, 76), 'rock': (196, 92, 76
 _SIZES = dict(label=8, tick=7, title=8.5)
 
 
-def draw_study(study: KernelStudy, results: list[RunResult], path: str) -> None:
+def draw_study(study: KernelStudy, results: list[RunResult],
+               path: str | BinaryIO) -> None:
     """Draw the result of a study on one page.
 
-    a: the first picture of the validation split with every kind of land, its labels, and what the
+    a: the first image of the validation split with every kind of land, its labels, and what the
     network of the median mIoU of each kernel size predicts. b: mIoU against kernel size, a point
     for each network. c: the share of the land that is named rightly against the distance from the
     landmark, mean and standard deviation over the seeds. d: the effective receptive fields of the
@@ -29,7 +31,7 @@ def draw_study(study: KernelStudy, results: list[RunResult], path: str) -> None:
     Args:
         study (KernelStudy): The study.
         results (list[RunResult]): All of its results.
-        path (str): The picture to write.
+        path (str | BinaryIO): The image file to write, as PNG where it is open.
     """
     groups = by_kernel(results)
     middle = {kernel: middle_run(group) for kernel, group in groups.items()}
@@ -150,7 +152,7 @@ def _draw_fields(figure, middle: dict[int, RunResult]) -> None:
     axes = figure.subplots(1, len(middle), squeeze=False, sharey=True)[0]
     for ax, (kernel, result) in zip(axes, middle.items(), strict=True):
         height, width = result.erf.matrix.shape
-        image = ax.imshow(contribution_scores(result.erf.matrix), cmap=COLOURS, vmin=0, vmax=1,
+        image = ax.imshow(contribution_scores(result.erf.matrix), cmap=COLORS, vmin=0, vmax=1,
                           extent=(0, width, height, 0), interpolation_stage='data')
         half, most = result.erf.of_scores()[2:]
         ax.set_title(_size(kernel), fontsize=_SIZES['title'], pad=3)

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ...files import write_stream
 from ..erf.field import THRESHOLDS
 from ..erf.images import FolderImages
 from ..erf.models import ModelSpec, open_model
@@ -69,7 +70,7 @@ def collect(study: KernelStudy, report: Callable[[str], None] = lambda line: Non
             ) -> list[RunResult]:
     """Score every network of a finished study, and measure its receptive field.
 
-    The field is that of the backbone's last map on the first pictures of the validation split. Its
+    The field is that of the backbone's last map on the first images of the validation split. Its
     matrix is kept in the run's folder, and read from there the next time.
 
     Args:
@@ -122,9 +123,7 @@ def _erf(study: KernelStudy, run: Run, pictures: FolderImages) -> ErfResult:
     options = {key: json.loads(value.replace('None', 'null'))
                for key, value in backbone_options(run.kernel).items()}
     result = measure(spec, open_model(spec, SIZE, cfg_options=options), pictures)
-    draft = kept.with_name('erf.draft.npy')
-    np.save(draft, result.matrix)
-    draft.replace(kept)
+    write_stream(kept, lambda file: np.save(file, result.matrix))
     return result
 
 
@@ -132,7 +131,7 @@ def accuracy_by_distance(data: Path, predictions: Path) -> tuple[np.ndarray, np.
     """Count the pixels of the land by their distance from the landmark.
 
     Args:
-        data (Path): Folder of the pictures.
+        data (Path): Folder of the images.
         predictions (Path): Folder of label maps, as ``tools/test.py --out`` writes them: numbers of
             classes in the order of the config, counted from 1.
 
@@ -160,7 +159,7 @@ def blind_miou(data: Path) -> float:
     ``p`` of the class and ``land`` of all land, ``IoU = (p/3) / (p + (land - p)/3)``.
 
     Args:
-        data (Path): Folder of the pictures.
+        data (Path): Folder of the images.
 
     Returns:
         float: In per cent.

@@ -1,10 +1,9 @@
 """From settings to the figure of a kernel study: what ``tools/kernel_study.py`` does."""
 
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+from ...files import write_stream
 from .plot import draw_study
 from .report import collect, format_csv, format_table
 from .settings import KernelStudy
@@ -40,15 +39,8 @@ def run_study(study: KernelStudy, jobs: int = 1,
     train_all(study, jobs, timed)
     results = collect(study, timed)
     table = format_table(study, results)
-    _replace(study.folder / ROWS, lambda path: path.write_text(
-        format_csv(results), encoding='utf-8', newline=''))
-    _replace(study.folder / SUMMARY, lambda path: path.write_text(table + '\n', encoding='utf-8'))
-    _replace(study.folder / FIGURE, lambda path: draw_study(study, results, str(path)))
+    for name, content in ((ROWS, format_csv(results)), (SUMMARY, f'{table}\n')):
+        write_stream(study.folder / name,
+                     lambda file, content=content: file.write(content.encode()))
+    write_stream(study.folder / FIGURE, lambda file: draw_study(study, results, file))
     return f'\n{table}\n\nFigure, rows and table: {study.folder}'
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write one of the study's own files, which appears whole or not at all."""
-    draft = path.with_name(f'.draft-{path.name}')
-    write(draft)
-    os.replace(draft, path)

@@ -2,7 +2,7 @@
 
 The paper compares kernels of 3 to 31 on ImageNet and ADE20K (``configs/replknet_kernels_*.py`` and
 ``upernet_kernels_*.py``). This study asks the same question of a task small enough for two CPU
-cores: the pictures of :mod:`.far_context`, and ``configs/kernel_study_far_context.py``, of which
+cores: the images of :mod:`.far_context`, and ``configs/kernel_study_far_context.py``, of which
 only the kernel size changes. Every run goes through ``tools/train.py`` and ``tools/test.py``.
 
 A study is a folder. What is finished in it stays: started again, it goes on where it was, also with
@@ -36,9 +36,9 @@ class StudySettings:
     Attributes:
         kernels (tuple[int, ...]): Kernel sizes, odd, from 3.
         seeds (tuple[int, ...]): A network is trained for each kernel and seed.
-        iters (int): Iterations of training, with eight pictures each.
-        num_train (int): Pictures to train on.
-        num_val (int): Pictures to score on.
+        iters (int): Iterations of training, with eight images each.
+        num_train (int): Images to train on.
+        num_val (int): Images to score on.
 
     Raises:
         ValueError: If a value is impossible; the message names the option.
@@ -68,7 +68,7 @@ class StudySettings:
                                  'positive number.')
 
     def stamp(self) -> dict:
-        """What all networks of a folder have in common: length, pictures and config."""
+        """What all networks of a folder have in common: length, images and config."""
         text = Config.fromfile(config_root() / CONFIG).pretty_text
         return dict(iters=self.iters, num_train=self.num_train, num_val=self.num_val,
                     pictures=far_context.VERSION, config=sha256(text.encode()).hexdigest()[:16])
@@ -80,7 +80,7 @@ class Run:
 
     Attributes:
         kernel (int): Its kernel size.
-        seed (int): Of its weights and of the order of the pictures.
+        seed (int): Of its weights and of the order of the images.
     """
     kernel: int
     seed: int
@@ -143,7 +143,7 @@ class KernelStudy:
 
     @property
     def data(self) -> Path:
-        """The folder of the pictures."""
+        """The folder of the images."""
         return self.folder / DATA
 
     def run_folder(self, run: Run) -> Path:
@@ -159,7 +159,7 @@ class KernelStudy:
         return self.run_folder(run) / f'iter_{self.settings.iters}.pth'
 
     def begin(self) -> None:
-        """Claim the folder, and draw the pictures where they are missing."""
+        """Claim the folder, and draw the images where they are missing."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stamp = self.folder / STAMP
         if not stamp.is_file():

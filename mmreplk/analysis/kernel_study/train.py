@@ -39,7 +39,7 @@ def train_all(study: KernelStudy, jobs: int = 1, report: Callable[[str], None] =
     a signal that Python sees, the processes end too.
 
     Args:
-        study (KernelStudy): The study; its pictures are drawn first.
+        study (KernelStudy): The study; its images are drawn first.
         jobs (int): Networks at a time. Defaults to 1.
         report (Callable): Called with lines on the progress. Defaults to nothing.
 

@@ -1,12 +1,12 @@
 """Shape bias: does a classifier go by shape or by texture, where the two disagree?
 
 After Geirhos et al., ImageNet-trained CNNs are biased towards texture; increasing shape bias
-improves accuracy and robustness (ICLR 2019). A cue-conflict picture has the shape of one of 16
+improves accuracy and robustness (ICLR 2019). A cue-conflict image has the shape of one of 16
 categories and the texture of another. Of the answers that name either::
 
     shape bias = answers that name the shape / (answers that name the shape or the texture)
 
-Pictures whose shape and texture are of one category hold no conflict and are left out. The answers
+Images whose shape and texture are of one category hold no conflict and are left out. The answers
 are read from files as MMPretrain's ``ShapeBiasMetric`` writes them, which is also the format of the
 published answers of people and of other networks (the authors' model-vs-human).
 """
@@ -27,7 +27,7 @@ _NAME = re.compile(r'(?:.*_)?(?P<shape>[a-z]+)\d+-(?P<texture>[a-z]+)\d+\.\w+')
 
 @dataclass
 class Counts:
-    """Answers to pictures of conflict.
+    """Answers to images of conflict.
 
     Attributes:
         shape (int): Those that name the shape.
@@ -67,7 +67,7 @@ class Decisions:
                       sum(c.other for c in counts))
 
     def add(self, shape: str, texture: str, answer: str) -> None:
-        """Count one answer; one to a picture without a conflict is left out.
+        """Count one answer; one to a image without a conflict is left out.
 
         Args:
             shape (str): The category of the shape.
@@ -82,7 +82,7 @@ class Decisions:
 
 
 def parse_image_name(name: str) -> tuple[str, str]:
-    """The categories of a cue-conflict picture.
+    """The categories of a cue-conflict image.
 
     Args:
         name (str): Such as ``cat7-bird2.png``.
@@ -134,7 +134,7 @@ def read_decisions(paths: Iterable[str], groups: dict[str, str] | None = None
                    ) -> dict[str, Decisions]:
     """Read the answers of networks or people.
 
-    Several files of one subject are its sessions, and count together; no picture may come twice.
+    Several files of one subject are its sessions, and count together; no image may come twice.
 
     Args:
         paths (Iterable[str]): CSV files.
@@ -147,7 +147,7 @@ def read_decisions(paths: Iterable[str], groups: dict[str, str] | None = None
     Raises:
         OSError: If a file cannot be read.
         ValueError: If it is no such file; the message names it and the line. Also if a subject
-            answers a picture twice, or a group matches nobody.
+            answers a image twice, or a group matches nobody.
     """
     groups = groups or {}
     found: dict[str, Decisions] = {}
@@ -206,7 +206,7 @@ def _read(path: str) -> Iterator[tuple[int, _Answer]]:
 
 
 def format_table(found: dict[str, Decisions]) -> str:
-    """Shape bias by category of the shape, and over all pictures.
+    """Shape bias by category of the shape, and over all images.
 
     Args:
         found (dict[str, Decisions]): By name.

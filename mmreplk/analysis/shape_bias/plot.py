@@ -1,4 +1,4 @@
-"""The picture of shape biases, as in Geirhos et al. (ICLR 2019, figure 4). Matplotlib."""
+"""The image of shape biases, as in Geirhos et al. (ICLR 2019, figure 4). Matplotlib."""
 
 from ..figures import new_figure
 from .decisions import Decisions, categories_of
@@ -7,11 +7,11 @@ _MARKERS = 'osD^vP*Xph<>'
 
 
 def draw_shape_bias(found: dict[str, Decisions], path: str) -> None:
-    """Draw a marker for each model and category, and a line at each model's bias over all pictures.
+    """Draw a marker for each model and category, and a line at each model's bias over all images.
 
     Args:
         found (dict[str, Decisions]): By the models' names.
-        path (str): The picture to write.
+        path (str): The image to write.
     """
     from matplotlib import colormaps
     categories = categories_of(found)

@@ -24,10 +24,10 @@ def name_of(activation: nn.Module | None) -> str | None:
 class PointwiseConv2d(nn.Conv2d):
     """``nn.Conv2d`` with a 1x1 kernel that computes a matrix product where that is faster.
 
-    On a CPU a channels-last map is a matrix of ``N * H * W`` rows and C columns, and oneDNN's
-    product of matrices is faster than its convolution; an activation and the addition of a residual
-    are done in its epilogue. That serves inference in float32 and bfloat16. Elsewhere, and where a
-    gradient is wanted, it is ``nn.Conv2d``: in training the convolution is the faster one.
+    On a CPU a channels-last feature map is a matrix of ``N * H * W`` rows and C columns, and the
+    matrix product of oneDNN is faster than its convolution; an activation and the addition of a
+    residual are done in its epilogue. That serves inference in float32 and bfloat16. Elsewhere, and
+    where a gradient is wanted, it is ``nn.Conv2d``: in training the convolution is the faster one.
 
     Args:
         in_channels (int): Input channels.
@@ -61,7 +61,7 @@ class PointwiseConv2d(nn.Conv2d):
         """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``.
 
         Args:
-            x (Tensor): The map.
+            x (Tensor): The feature map.
             residual (Tensor, optional): Added to the result, behind the activation. Shaped like it.
                 Defaults to None.
             activation (nn.Module, optional): The layer behind the convolution and its own
@@ -113,15 +113,15 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 def pixels(x: Tensor) -> Tensor:
-    """A map ``(N, C, H, W)`` as a matrix ``(N * H * W, C)``, a view of channels-last ones."""
+    """A feature map ``(N, C, H, W)`` as a matrix ``(N * H * W, C)``; a view if channels-last."""
     return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def faster_channels_last(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether a network is to compute in channels-last maps although x, its input, is not one.
+    """Whether a network is to compute in channels-last although x, its input, is not.
 
     On a CPU it is in inference, for the sake of :class:`PointwiseConv2d`; in training the layouts
-    are level. Only maps matter: the weight of a 1x1 convolution is the same in both.
+    are level. Only feature maps matter: the weight of a 1x1 convolution is the same in both.
 
     Args:
         x (Tensor): Images ``(N, C, H, W)``.
@@ -146,7 +146,7 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
 
 
 def _are_rows(x: Tensor) -> bool:
-    """Whether x is a map whose pixels lie in memory one after the other, each with its channels."""
+    """Whether x is a channels-last feature map without gaps between its pixels."""
     return (x.dim() == 4 and x.numel() > 0 and x.is_contiguous(memory_format=torch.channels_last)
             and x.shape[1] > 1)  # with one channel the formats are the same
 

@@ -1,4 +1,4 @@
-"""A convolution of maps that are resized and concatenated, computed before they are resized."""
+"""A convolution of resized, concatenated feature maps, computed before they are resized."""
 
 import warnings
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def serves(maps: Sequence[Tensor], weight: Tensor) -> bool:
     It is for inference in float32 on a CPU, as are the products of matrices that it is made of.
 
     Args:
-        maps (Sequence[Tensor]): Maps ``(N, C_i, H_i, W_i)``.
+        maps (Sequence[Tensor]): Feature maps ``(N, C_i, H_i, W_i)``.
         weight (Tensor): The convolution's.
     """
     tensors = [*maps, weight]
@@ -37,15 +37,15 @@ def conv2d_of_resized(maps: Sequence[Tensor], weight: Tensor, size: tuple[int, i
     """``F.conv2d(torch.cat([F.interpolate(m, size, mode='bilinear') for m in maps], 1), weight)``.
 
     The padding is half the kernel. A convolution is a sum over its taps of 1x1 convolutions of the
-    shifted map, and 1x1 convolutions commute with resizing, which acts on every channel alike. So
-    a map that is to grow is multiplied while it is small, by all taps at once; resizing, shifting
-    and summing are one sparse matrix, with four entries a tap at most. Of the multiply-adds of the
-    direct way ``H_i * W_i / (H * W)`` are left. The result differs from it by rounding.
+    shifted map, and 1x1 convolutions commute with resizing, which acts on every channel alike. So a
+    feature map that is to grow is multiplied while it is small, by all taps at once; resizing,
+    shifting and summing are one sparse matrix, with four entries a tap at most. Of the multiply-
+    adds of the direct way ``H_i * W_i / (H * W)`` are left. The result differs from it by rounding.
 
     Call :func:`serves` first.
 
     Args:
-        maps (Sequence[Tensor]): Maps ``(N, C_i, H_i, W_i)``, as :func:`serves` wants them.
+        maps (Sequence[Tensor]): Feature maps ``(N, C_i, H_i, W_i)``, as :func:`serves` wants them.
         weight (Tensor): ``(C_out, sum of C_i, Kh, Kw)``, with odd Kh and Kw.
         size (tuple[int, int]): The height H and width W that all maps are resized to.
         align_corners (bool): As of ``F.interpolate``. Defaults to False.
@@ -59,7 +59,7 @@ def conv2d_of_resized(maps: Sequence[Tensor], weight: Tensor, size: tuple[int, i
         if 2 * m.shape[2] * m.shape[3] <= size[0] * size[1]:
             small.append((m, w))
             continue
-        # A map that hardly grows is better resized first.
+        # A feature map that hardly grows is better resized first.
         if m.shape[2:] != size:
             m = F.interpolate(m, size, mode='bilinear', align_corners=align_corners)
         large.append((m, w))

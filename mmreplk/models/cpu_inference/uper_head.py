@@ -14,9 +14,9 @@ class UPerHead(MMSegUPerHead):
 
     Most of its multiply-adds are those of the 3x3 convolution of all levels, three of which have
     been enlarged to the size of the finest. In inference on a CPU in float32 they are enlarged
-    behind the convolution instead (:func:`conv2d_of_resized`), and so are the pooled maps. That
-    leaves half of the head's multiply-adds, and rounds otherwise. Elsewhere, and in everything that
-    reads the network, such as an exporter, it is MMSegmentation's.
+    behind the convolution instead (:func:`conv2d_of_resized`), and so are the pooled feature maps.
+    This halves the head's multiply-adds; results differ by rounding only. In training, on other
+    devices or dtypes, and under tracing or export, MMSegmentation's own code runs.
 
     Args:
         *args: Those of MMSegmentation's.
@@ -30,10 +30,10 @@ class UPerHead(MMSegUPerHead):
         self.resize_last = resize_last
 
     def psp_forward(self, inputs: list[Tensor]) -> Tensor:
-        """Pool the coarsest map to several sizes, and convolve it with them.
+        """Pool the coarsest feature map to several sizes, and convolve it with them.
 
         Args:
-            inputs (list[Tensor]): Maps ``(N, C_i, H_i, W_i)``, the coarsest last.
+            inputs (list[Tensor]): Feature maps ``(N, C_i, H_i, W_i)``, the coarsest last.
 
         Returns:
             Tensor: ``(N, channels, H, W)`` in the size of the coarsest.
@@ -60,7 +60,7 @@ class UPerHead(MMSegUPerHead):
         return self._convolve([*outs, levels[-1]], self.fpn_bottleneck, outs[0].shape[2:])
 
     def _serves(self, maps: list[Tensor], module: ConvModule) -> bool:
-        """Whether a module may be computed in parts, on maps of this kind."""
+        """Whether a module may be computed in parts, on feature maps of this kind."""
         conv = module.conv
         return (self.resize_last and serves(maps, conv.weight)
                 and type(conv) is nn.Conv2d and conv.groups == 1 and conv.padding_mode == 'zeros'
@@ -68,7 +68,7 @@ class UPerHead(MMSegUPerHead):
                 and all(k % 2 for k in conv.kernel_size)
                 and conv.padding == tuple(k // 2 for k in conv.kernel_size)
                 and module.order[0] == 'conv'
-                # What listens to a module is to hear it.
+                # Hooks of a bypassed module would not fire.
                 and not any((m._forward_hooks or m._forward_pre_hooks)
                             for m in (module, conv, self.psp_modules)))
 

@@ -7,7 +7,7 @@ import torch
 from mmengine.model import BaseModule
 from mmengine.registry import DefaultScope
 
-from ...config.types import is_pretrained
+from ...config.types import is_pretrained, split_init_cfg
 from ...registry import MODELS, WEIGHT_INITIALIZERS
 from ..reparam import ReparamLargeKernelConv, merge_kernels
 from .kernels import enlarge_kernels, remove_shortcuts
@@ -22,7 +22,7 @@ class EnlargedBackbone(BaseModule):
     ``backbone.``. Training starts from weights of the *original* network where
     ``backbone.init_cfg`` says ``Pretrained``, and from those of an *enlarged* one where
     ``init_cfg`` does. Without either, ``keep_output`` says whether the new kernels hold the initial
-    ones of the original network, or are initialised by the rules of its ``init_cfg``.
+    ones of the original network, or are initialized by the rules of its ``init_cfg``.
 
     Args:
         backbone (dict): Config of the backbone, such as ``dict(type='mmpretrain.MobileNetV2')``.
@@ -59,7 +59,7 @@ class EnlargedBackbone(BaseModule):
         super().__init__(init_cfg)
         if init_cfg and (not isinstance(init_cfg, dict) or not is_pretrained(init_cfg)):
             raise ValueError("init_cfg must be dict(type='Pretrained', ...), got "
-                             f'{init_cfg!r}. Other initialisations belong into backbone.init_cfg')
+                             f'{init_cfg!r}. Other initializations belong into backbone.init_cfg')
         self._original = deepcopy(backbone)
         self._how = dict(kernel_size=kernel_size, small_kernel=small_kernel, stages=stages,
                          dilation=dilation, keep_output=keep_output)
@@ -95,7 +95,7 @@ class EnlargedBackbone(BaseModule):
         merge_kernels(self)
 
     def init_weights(self) -> None:
-        """Initialise as the class and ``init_cfg`` say; a second call does nothing.
+        """Initialize as the class and ``init_cfg`` say; a second call does nothing.
 
         Raises:
             ValueError: If the weights that ``init_cfg`` names do not fit.
@@ -109,17 +109,16 @@ class EnlargedBackbone(BaseModule):
         self._is_init = True
 
     def _start(self) -> None:
-        """Initialise from the original network."""
+        """Initialize from the original network."""
         inner, init_cfg = self.backbone, getattr(self.backbone, 'init_cfg', None)
-        cfgs = init_cfg if isinstance(init_cfg, list) else [init_cfg] if init_cfg else []
-        rules = [cfg for cfg in cfgs if not is_pretrained(cfg)]
+        rules, files = split_init_cfg(init_cfg)
         if hasattr(inner, 'init_weights'):
             inner.init_cfg = rules
             try:
                 inner.init_weights()
             finally:
                 inner.init_cfg = init_cfg
-        if not self._how['keep_output'] and rules == cfgs:
+        if not self._how['keep_output'] and not files:
             return
         original = self._build()
         if hasattr(original, 'init_weights'):

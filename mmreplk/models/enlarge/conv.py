@@ -21,7 +21,7 @@ def pads_itself(conv: nn.Conv2d) -> bool:
 class SamePadding(nn.Module):
     """The padding of TensorFlow's ``SAME``: the output has the size ``ceil(size / stride)``.
 
-    How much goes to which side depends on the size of the map, where the stride is larger than 1.
+    How much goes to which side depends on the size of the feature map, where the stride is above 1.
 
     Args:
         conv (nn.Conv2d): For whose kernel, stride and dilation.
@@ -60,7 +60,7 @@ class EnlargedConv(ReparamLargeKernelConv):
 
     - Without a norm, the small kernel is half the centre, and the large one lacks it.
     - If the small kernel can hold the old one, both kernels do, behind norms of half the scale and
-      shift: either branch normalises the same values by the same statistics.
+      shift: either branch normalizes the same values by the same statistics.
     - Else the small kernel is drawn anew behind a norm of scale 0. Its scale learns from the first
       step on, its kernel from the second.
 
@@ -89,7 +89,7 @@ class EnlargedConv(ReparamLargeKernelConv):
         self.kernel_size, self.small_kernel = kernel_size, small_kernel
         offsets = [(dilation * (kernel_size - 1) - d * (k - 1)) / 2
                    for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        # Where the old padding depends on the map, it comes first, and the branches add the rest.
+        # Where the old padding depends on the input size, it comes first, then the rest.
         self.pad = SamePadding(conv) if pads_itself(conv) and max(conv.stride) > 1 else None
         padding = _padding_of(conv)
         self._check(conv, padding, offsets, dilation, keep_output)
@@ -133,7 +133,7 @@ class EnlargedConv(ReparamLargeKernelConv):
             return
         if min(pad + offset for pad, offset in zip(padding, offsets, strict=True)) < 0:
             raise ValueError(f'kernel_size={self.kernel_size} is too small: in place of a {old} '
-                             f'with padding {padding} the map would grow')
+                             f'with padding {padding} the feature map would grow')
 
     @torch.no_grad()
     def _keep_output(self, conv, norm, offsets, dilation):
@@ -181,7 +181,7 @@ def _branch(conv, norm, kernel_size, padding, offsets, dilation, bias) -> nn.Seq
     branch = nn.Sequential()
     if padding != 'same':
         height, width = (pad + offset for pad, offset in zip(padding, offsets, strict=True))
-        if min(height, width) < 0:  # a small kernel does not reach the edge of a map that is cut
+        if min(height, width) < 0:  # a small kernel does not reach the edge of the input
             crop = min(width, 0), min(height, 0)
             branch.add_module('crop', nn.ZeroPad2d((crop[0], crop[0], crop[1], crop[1])))
         padding = max(height, 0), max(width, 0)

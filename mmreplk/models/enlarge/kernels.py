@@ -35,8 +35,8 @@ def enlarge_kernels(model: nn.Module,
                     keep_output: bool = True) -> list[str]:
     """Replace depth-wise convolutions by large re-parameterised ones, in place.
 
-    Each becomes an :class:`EnlargedConv`, which see for what it computes and for its initial
-    weights. All other weights stay. A batch norm that follows at once goes into the branches, one
+    Each becomes an :class:`EnlargedConv`, whose docstring says what it computes and how its weights
+    start. All other weights stay. A batch norm that follows at once goes into the branches, one
     for each, and ``nn.Identity`` (in timm the activation alone) takes its place. That it follows is
     known inside ``nn.Sequential``, MMCV's ``ConvModule`` and timm's MobileNet and EfficientNet
     blocks. Elsewhere (blocks of other kinds; ConvNeXt, whose norm is no batch norm) the branches

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmreplk.analysis import (
-    centre_point,
+    center_point,
     contribution_scores,
     effective_receptive_field,
     high_contribution_area,
@@ -142,8 +142,8 @@ def test_a_batch_counts_as_its_images():
 
 @pytest.mark.parametrize(('height', 'width', 'point'), [
     (1, 1, (0, 0)), (7, 7, (3, 3)), (8, 8, (4, 4)), (5, 8, (2, 4))])
-def test_centre_point(height, width, point):
-    assert centre_point(height, width) == point
+def test_center_point(height, width, point):
+    assert center_point(height, width) == point
     matrix = input_contribution(lambda images: images, torch.ones(1, 1, height, width))
     assert [int(value) for value in matrix.nonzero()[0]] == list(point)
 

@@ -83,7 +83,7 @@ def test_network_is_frozen_in_evaluation():
         ErfModel(network, lambda x: x.permute(0, 2, 3, 1), 'random', (0., ), (1., )).check_stage(8)
 
 
-def test_pictures_are_normalised_and_ordered():
+def test_pictures_are_normalized_and_ordered():
     image = np.zeros((2, 5, 3), np.uint8)
     image[...] = 10, 20, 30
     rgb = ErfModel(nn.Identity(), None, '', (1., 2., 3.), (2., 2., 4.)).prepare(image, 'cpu')

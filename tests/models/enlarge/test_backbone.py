@@ -67,7 +67,7 @@ def enlarged(tmp_path, randomize_norms):
     ('mmdet', 'mmpretrain.MobileNetV2')
 ])
 def test_every_scope(scope, kind):
-    """A bare name is looked up in the config's scope, also when the weights are initialised."""
+    """A bare name is looked up in the config's scope, also when the weights are initialized."""
     if scope == 'mmdet':
         pytest.importorskip('mmcv._ext', reason='mmdet needs MMCV with compiled operators')
     registry = import_module(f'{scope}.registry').MODELS
@@ -106,7 +106,7 @@ def test_arguments_arrive():
     (dict(small_kernel=9), ValueError, 'small_kernel=9 must be at most kernel_size=7'),
     (dict(dilation=2), ValueError, 'Choose small_kernel=None'),
     (dict(init_cfg=dict(type='Kaiming', layer='Conv2d')), ValueError,
-     'Other initialisations belong into backbone.init_cfg'),
+     'Other initializations belong into backbone.init_cfg'),
     (dict(init_cfg=[dict(type='Pretrained', checkpoint='a.pth')]), ValueError, 'init_cfg must be'),
     (dict(backbone=dict(type='mmpretrain.ResNet', depth=18)), ValueError, 'nothing to enlarge'),
     (dict(backbone=dict(type='mmpretrain.ResNet', depth=18), shortcut=False), ValueError,

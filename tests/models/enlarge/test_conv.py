@@ -228,7 +228,7 @@ def test_copies(deploy, randomize_norms):
     (dict(kernel_size=5, padding=8, dilation=4), (9, 3), 'cannot hold a 5x5 kernel of dilation'),
     (dict(kernel_size=3, padding=1), (5, None, 4), 'kernel_size=5 of dilation 4 cannot hold a 3x3'),
     (dict(kernel_size=7), (5, None, 1, False), 'kernel_size=5 is too small: in place of a 7x7 '
-                                               r'kernel with padding \(0, 0\) the map would grow'),
+     r'kernel with padding \(0, 0\) the feature map would grow'),
 ])
 def test_impossible(old, new, message):
     with pytest.raises(ValueError, match=message):
