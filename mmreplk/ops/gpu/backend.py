@@ -37,7 +37,8 @@ _CALL, _TRITON_CALL = 1e-5, 3e-5
 def supports(problem: Problem, task: str) -> tuple[bool, str]:
     """Whether Triton can serve, and if not, why."""
     if problem.device != 'cuda':
-        return False, f'Triton runs on a GPU, not on {problem.device!r}'
+        where = 'the CPU' if problem.device == 'cpu' else repr(problem.device)
+        return False, f'Triton runs on a GPU, the input is on {where}'
     why = _without_triton()
     if why:
         return False, why
