@@ -8,24 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-BACKENDS = ('auto', 'triton', 'fft', 'direct', 'torch')
 # Sides of maps and their padding, and how far a kernel reaches: beyond, estimates would take longer
 # than anybody waits, and sizes no longer be sure to fit what they are computed in.
 LONGEST = 1 << 24
 WIDEST = 1 << 20
 # Bytes of a result that no machine has.
 _IMPOSSIBLE = 1 << 46
-
-
-def check_backend(backend: str) -> None:
-    """A name of `BACKENDS`, or with '?' behind it a wish.
-
-    Raises:
-        RuntimeError: For any other.
-    """
-    if backend.removesuffix('?') not in BACKENDS:
-        raise RuntimeError(f'mmreplk: backend must be one of {", ".join(BACKENDS)}, '
-                           f'not {backend!r}')
 
 
 def check_memory(**tensors: Tensor | None) -> None:

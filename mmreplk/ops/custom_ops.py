@@ -1,7 +1,7 @@
 """The operator as PyTorch sees it: two custom ops, their gradients, their fakes, their vmap rules.
 
 ``mmreplk::dwconv2d`` is the convolution of stride 1, ``mmreplk::dwconv2d_weight_grad`` the gradient
-of its weights. The gradient of the input is the first op again, with turned weights, so that the
+of its weights. The gradient of the input is the first op again, with flipped weights, so that the
 two ops differentiate each other to any order.
 """
 
@@ -9,32 +9,43 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch
 from .arguments import (
     WIDEST,
-    check_backend,
     check_convolution,
     check_sizes,
     check_tensors,
     out_size,
-    plain_dilation,
     refuse_nested,
 )
 from .arithmetic import opmath_dtype
-from .cpu import backend as cpu
 from .problem import Problem, memory_format_of
+from .torch_conv import convolve
 from .torch_internals import is_legacy_batched
 
 
-# What the ops do, without the 10 us that passing PyTorch's dispatcher costs: for one another.
+# Plain-Python bodies of the custom ops, so that one op can call another without the dispatcher's
+# 10 us.
 def _dwconv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int],
-              dilation: list[int], backend: str, keep: bool = False, relu: bool = False) -> Tensor:
-    """Stride 1; padding is (top, bottom, left, right); keep: see cpu.forward; relu: of the sum."""
-    check_backend(backend)
+              dilation: list[int], backend: str, keep: bool = False, relu: bool = False,
+              strict: bool = True) -> Tensor:
+    """The convolution of stride 1.
+
+    Args:
+        x (Tensor): ``(N, C, H, W)``.
+        weight (Tensor): ``(C * M, 1, Kh, Kw)``.
+        bias (Tensor | None): ``(C * M, )``.
+        padding (list[int]): Top, bottom, left, right.
+        dilation (list[int]): Down and right.
+        backend (str): One of `dispatch.CHOICES`.
+        keep (bool): Whether to keep the spectrum of the weights for the next call.
+        relu (bool): Whether to apply ReLU to the result.
+        strict (bool): Whether to raise where the backend cannot serve; else 'auto' takes over.
+    """
+    backend, strict = dispatch.read_backend(backend, strict)
     check_tensors(x=x, weight=weight, bias=bias)
     check_convolution(x, weight.shape, padding, dilation)
     if bias is not None and bias.shape != weight.shape[:1]:
@@ -42,14 +53,15 @@ def _dwconv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int]
                            f' output channel of weight, not {tuple(bias.shape)}')
     problem = _problem(x, weight.shape, padding, dilation, bias is not None, relu)
     if problem is None:
-        return _convolve(x, weight, bias, padding, dilation, relu)
-    return forward(x, weight, bias, problem, dispatch.choose(problem, backend).backend, keep)
+        return convolve(x, weight, bias, padding, dilation, relu)
+    chosen = dispatch.choose(problem, backend, strict).backend
+    return dispatch.forward(x, weight, bias, problem, chosen, keep)
 
 
 def _dwconv2d_weight_grad(x: Tensor, grad: Tensor, kernel_size: list[int], padding: list[int],
-                          dilation: list[int], backend: str) -> Tensor:
+                          dilation: list[int], backend: str, strict: bool = True) -> Tensor:
     """Gradient ``(C * M, 1, Kh, Kw)`` of the weights, for input x and output gradient grad."""
-    check_backend(backend)
+    backend, strict = dispatch.read_backend(backend, strict)
     check_tensors(x=x, grad=grad)
     if grad.dim() != 4:
         raise RuntimeError(f'mmreplk: grad must have 4 dimensions, not {tuple(grad.shape)}')
@@ -59,18 +71,20 @@ def _dwconv2d_weight_grad(x: Tensor, grad: Tensor, kernel_size: list[int], paddi
     problem = _problem(x, shape, padding, dilation)
     if problem is None:
         return x.new_zeros(shape)
-    return weight_grad(x, grad, problem, dispatch.choose_weight_grad(problem, backend).backend)
+    chosen = dispatch.choose_weight_grad(problem, backend, strict).backend
+    return dispatch.weight_grad(x, grad, problem, chosen)
 
 
-# Schemas in words: torch 2.5 does not read them from annotations such as list[int].
+# New arguments come last and have defaults, so that graphs saved earlier still load. Schemas in
+# words: torch 2.5 does not read them from annotations such as list[int].
 dwconv2d = torch.library.custom_op(
     'mmreplk::dwconv2d', _dwconv2d, mutates_args=(),
     schema='(Tensor x, Tensor weight, Tensor? bias, SymInt[] padding, SymInt[] dilation, '
-    'str backend, bool keep=False, bool relu=False) -> Tensor')
+    'str backend, bool keep=False, bool relu=False, bool strict=True) -> Tensor')
 dwconv2d_weight_grad = torch.library.custom_op(
     'mmreplk::dwconv2d_weight_grad', _dwconv2d_weight_grad, mutates_args=(),
     schema='(Tensor x, Tensor grad, SymInt[] kernel_size, SymInt[] padding, SymInt[] dilation, '
-    'str backend) -> Tensor')
+    'str backend, bool strict=True) -> Tensor')
 
 
 @torch.library.custom_op(
@@ -81,12 +95,12 @@ def dwconv2d_pair(x: Tensor, weight: Tensor, other: Tensor, padding: list[int],
                   other_padding: list[int], dilation: list[int], backend: str
                   ) -> tuple[Tensor, Tensor]:
     """Two `dwconv2d` of the same x and dilation, whose gradients are computed together."""
-    check_backend(backend)
+    backend, strict = dispatch.read_backend(backend)
     check_tensors(x=x, weight=weight, other=other)
     check_convolution(x, other.shape, other_padding, dilation, weight_name='other',
                       padding_name='other_padding')
-    return (_dwconv2d(x, weight, None, padding, dilation, backend),
-            _dwconv2d(x, other, None, other_padding, dilation, backend))
+    return (_dwconv2d(x, weight, None, padding, dilation, backend, strict=strict),
+            _dwconv2d(x, other, None, other_padding, dilation, backend, strict=strict))
 
 
 @torch.library.custom_op(
@@ -98,9 +112,10 @@ def dwconv2d_backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tens
     """Gradients of x and of the weights of one or two convolutions of the same x.
 
     ``[gradient of x, summed over the convolutions; gradient of each weight]`` for the gradients of
-    the outputs; paddings holds 4 and dilations 2 values for each convolution.
+    the outputs; paddings holds 4 and dilations 2 values for each convolution. A gradient that the
+    backend cannot serve takes what 'auto' takes.
     """
-    check_backend(backend)
+    backend, _ = dispatch.read_backend(backend)
     _check_branches(grads, weights, paddings, dilations)
     branches = list(_branches(grads, weights, paddings, dilations))
     for i, (grad, weight, padding, dilation) in enumerate(branches):
@@ -109,16 +124,15 @@ def dwconv2d_backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tens
                           'paddings', f'grads[{i}]')
     problems = [_problem(x, weight.shape, padding, dilation)
                 for _, weight, padding, dilation in branches]
-    if None not in problems and cpu.one_backward(tuple(problems), backend):
-        both = cpu.backward(x, grads, weights, problems)
-        if both is not None:
-            return both
+    together = None if None in problems else dispatch.backward(x, grads, weights, problems, backend)
+    if together is not None:
+        return together
     total, out = None, []
     for grad, weight, padding, dilation in branches:
         grad_x = input_grad(grad, weight, x.shape[1], padding, dilation, backend, _dwconv2d)
         total = grad_x if total is None else total + grad_x
-        out.append(_dwconv2d_weight_grad(x, grad, weight.shape[2:], padding, dilation,
-                                         soft(backend)))
+        out.append(_dwconv2d_weight_grad(x, grad, weight.shape[2:], padding, dilation, backend,
+                                         strict=False))
     # In the format that the fake promises: a compiled graph relies on it.
     return [total.contiguous(memory_format=memory_format_of(x)), *out]
 
@@ -138,84 +152,11 @@ def _branches(grads, weights, paddings, dilations):
         yield grad, weight, paddings[4 * i:4 * i + 4], dilations[2 * i:2 * i + 2]
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, backend: str,
-            keep: bool) -> Tensor:
-    """Run one backend, which has to support the problem."""
-    if backend == 'torch':
-        out = _convolve(x, weight, bias, problem.padding, problem.dilation, problem.relu)
-    elif backend == 'triton':
-        from .gpu import launch as triton_launch
-        out = triton_launch.forward(x, weight, bias, problem, allow_tf32())
-    else:
-        out = cpu.forward(x, weight, bias, problem, backend, keep)
-    return out.contiguous(memory_format=problem.memory_format)
-
-
-def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tensor:
-    """Run one backend, which has to support the problem."""
-    if backend == 'triton':
-        from .gpu import launch as triton_launch
-        return triton_launch.weight_grad(x, grad, problem, allow_tf32())
-    if backend != 'torch':
-        return cpu.weight_grad(x, grad, problem, backend)
-    top, bottom, left, right = problem.padding
-    weight = x.new_empty(problem.out_channels, 1, *problem.kernel)
-    x = F.pad(x, (left, right, top, bottom))
-    if is_faulty_trained(x, problem.channels, problem.dilation):
-        x, grad, weight = x.float(), grad.float(), weight.float()
-    found = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, (1, 1), (0, 0), problem.dilation, False, (0, 0), problem.channels,
-        (False, True, False))[1]
-    return found.to(problem.dtype).contiguous()
-
-
-def allow_tf32() -> bool:
-    """PyTorch's switch for convolutions in float32."""
-    conv = getattr(torch.backends.cudnn, 'conv', None)
-    if conv is not None and hasattr(conv, 'fp32_precision'):
-        return conv.fp32_precision == 'tf32'
-    return torch.backends.cudnn.allow_tf32
-
-
 def _problem(x, weight_shape, padding, dilation, has_bias=False, relu=False) -> Problem | None:
     """None if there is nothing to compute."""
     if 0 in x.shape or 0 in weight_shape:
         return None
     return Problem.of(x, weight_shape, padding, dilation, has_bias=has_bias, relu=relu)
-
-
-def _convolve(x, weight, bias, padding, dilation, relu=False) -> Tensor:
-    top, bottom, left, right = padding
-    dilation = plain_dilation(dilation, weight.shape[2:])
-    if top != bottom or left != right:
-        x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
-    out = conv2d(x, weight, bias, 1, (top, left), dilation, x.shape[1])
-    return F.relu_(out) if relu else out
-
-
-# Kernels at least so wide, of at most so many channels: see `conv2d`.
-HANGING_WIDTH = 15
-_HANGING_CHANNELS = 16
-
-
-def conv2d(x, weight, bias, stride, padding, dilation, groups) -> Tensor:
-    """PyTorch's convolution, in float32 where that in 16 bits would hang or train on garbage.
-
-    On CPUs with 16-bit instructions of AVX-512, oneDNN's depth-wise convolution of 2 to 16 channels
-    (bfloat16 on channels-last maps, float16 on all) with kernels 15 and wider never returns for
-    most sizes of the map (seen with PyTorch 2.5 and 2.12). For dilated ones with gradients, see
-    `is_faulty_trained`. Other dtypes beside 16 bits are PyTorch's to refuse. docs/reliability.md
-    has the versions and machines.
-    """
-    tensors = (x, weight) if bias is None else (x, weight, bias)
-    if any(t.dtype != x.dtype for t in tensors) or weight.dim() != 4 or not (
-            _hangs(x, weight, groups)
-            or torch.is_grad_enabled() and (is_faulty_trained(x, groups, dilation)
-                                            or _is_strided_line(x, stride))):
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    wide = (None if t is None else t.float() for t in (x, weight, bias))
-    with torch.autocast('cpu', enabled=False):
-        return F.conv2d(*wide, stride, padding, dilation, groups).to(x.dtype)
 
 
 def _check_counts(x, weight, padding, dilation) -> None:
@@ -226,44 +167,8 @@ def _check_counts(x, weight, padding, dilation) -> None:
             f'{tuple(x.shape)}, {tuple(weight.shape)}, {list(padding)}, {list(dilation)}')
 
 
-def _hangs(x: Tensor, weight: Tensor, groups: int) -> bool:
-    return _is_16_bits_on_cpu(x) and groups <= _HANGING_CHANNELS and (
-        weight.shape[3] >= HANGING_WIDTH)
-
-
-def is_faulty_trained(x: Tensor, groups: int, dilation: int | Sequence[int]) -> bool:
-    """Whether PyTorch's own gradient of the weights may be garbage.
-
-    On CPUs with AVX512-BF16 (with AMX and without), oneDNN's gradient of the weights of a dilated
-    depth-wise convolution in bfloat16 reads memory that nobody wrote, for channels-last maps with
-    outputs from about 29 wide. Avoided for all 16-bit maps: strides do not tell which layout
-    oneDNN will see, and float16 takes the same kernels where the CPU has its instructions. Not of
-    one channel: 16 bits are right there, and float32 with strides is not (docs/reliability.md).
-    """
-    return (groups > 1 and is_dilated(dilation) and _is_16_bits_on_cpu(x)
-            and x.layout == torch.strided)
-
-
-def is_dilated(dilation: int | Sequence[int]) -> bool:
-    """Whether any axis is; what is no dilation counts, for PyTorch to refuse."""
-    return any(d != 1 for d in (dilation if isinstance(dilation, tuple | list) else (dilation, )))
-
-
-def _is_strided_line(x: Tensor, stride: int | Sequence[int]) -> bool:
-    """Whether a 16-bit feature map of one row or column is strided over, undilated.
-
-    Its weight gradient reads unwritten memory too, in bfloat16 on channels-last maps (PyTorch 2.5,
-    2.12 and 2.14; docs/reliability.md).
-    """
-    return _is_16_bits_on_cpu(x) and 1 in x.shape[-2:] and is_dilated(stride)
-
-
-def _is_16_bits_on_cpu(x: Tensor) -> bool:
-    return x.device.type == 'cpu' and x.dtype in (torch.float16, torch.bfloat16)
-
-
 @dwconv2d.register_fake
-def _(x, weight, bias, padding, dilation, backend, keep=False, relu=False):
+def _(x, weight, bias, padding, dilation, backend, keep=False, relu=False, strict=True):
     _check_counts(x, weight, padding, dilation)
     height, width = out_size(x.shape, weight.shape, padding, dilation)
     torch._check(height > 0, lambda: f'the kernel {tuple(weight.shape[2:])} with dilation '
@@ -275,7 +180,7 @@ def _(x, weight, bias, padding, dilation, backend, keep=False, relu=False):
 
 
 @dwconv2d_weight_grad.register_fake
-def _(x, grad, kernel_size, padding, dilation, backend):
+def _(x, grad, kernel_size, padding, dilation, backend, strict=True):
     _check_counts(x, grad, padding, dilation)
     if len(kernel_size) != 2:
         raise RuntimeError(f'mmreplk: kernel_size must be 2 numbers, not {list(kernel_size)}')
@@ -301,7 +206,7 @@ def _(x, grads, weights, paddings, dilations, backend):
 
 def input_grad(grad: Tensor, weight: Tensor, channels: int, padding, dilation, backend: str,
                convolve=dwconv2d) -> Tensor:
-    """Gradient of the input: a convolution of grad with the weights turned by 180 degrees.
+    """Gradient of the input: a convolution of grad with the weights flipped in both directions.
 
     The padding is ``dilation * (K - 1) - padding``; where that is negative, outputs that see
     nothing but zeros are cut off first.
@@ -315,12 +220,12 @@ def input_grad(grad: Tensor, weight: Tensor, channels: int, padding, dilation, b
         sides = [max(0, side) for side in sides]
     weight = weight.flip(2, 3)
     if weight.shape[0] == channels:
-        return convolve(grad, weight, None, sides, dilation, soft(backend))
+        return convolve(grad, weight, None, sides, dilation, backend, strict=False)
     # With a channel multiplier, maps are added up; 16-bit ones are to be rounded once.
     many, wide, size = weight.shape[0] // channels, opmath_dtype(grad.dtype), None
     for images, inputs, outputs in _parts(grad, channels, sides, dilation, weight.shape[2:]):
         part = convolve(grad[images, outputs].to(wide), weight[outputs].to(wide), None, sides,
-                        dilation, soft(backend))
+                        dilation, backend, strict=False)
         part = part.unflatten(1, (-1, many)).sum(2).to(grad.dtype)
         if part.shape[:2] == (grad.shape[0], channels):
             return part
@@ -359,13 +264,8 @@ def _parts(grad: Tensor, channels: int, sides, dilation, kernel):
             yield slice(n, n + images), slice(c, last), slice(c * many, last * many)
 
 
-def soft(backend: str) -> str:
-    """The backend asked for, where it can serve; ``'auto'`` elsewhere. For gradients."""
-    return backend if backend in ('auto', 'torch') or backend.endswith('?') else backend + '?'
-
-
 def _keep(ctx, inputs, output):
-    x, weight, _, ctx.padding, ctx.dilation, ctx.backend, _, ctx.relu = inputs
+    x, weight, _, ctx.padding, ctx.dilation, ctx.backend, _, ctx.relu, _ = inputs
     ctx.save_for_backward(x, weight, *([output] if ctx.relu else []))
 
 
@@ -381,10 +281,10 @@ def _dwconv2d_backward(ctx, grad):
         grad_x = input_grad(grad, weight, x.shape[1], ctx.padding, ctx.dilation, ctx.backend)
     elif ctx.needs_input_grad[1]:
         grad_weight = dwconv2d_weight_grad(
-            x, grad, weight.shape[2:], ctx.padding, ctx.dilation, soft(ctx.backend))
+            x, grad, weight.shape[2:], ctx.padding, ctx.dilation, ctx.backend, strict=False)
     if ctx.needs_input_grad[2]:
         grad_bias = grad.sum((0, 2, 3), dtype=opmath_dtype(grad.dtype)).to(grad.dtype)
-    return grad_x, grad_weight, grad_bias, None, None, None, None, None
+    return grad_x, grad_weight, grad_bias, None, None, None, None, None, None
 
 
 def _keep_pair(ctx, inputs, output):
@@ -404,18 +304,18 @@ def _both_grads(x, grads, weights, paddings, dilations, backend: str) -> list[Te
     """`dwconv2d_backward`, but for what maps over gradients by the vmap from before torch.func:
     ``torch.autograd.grad(..., is_grads_batched=True)``. That knows no ops of lists of tensors."""
     if not any(map(is_legacy_batched, grads)):
-        return dwconv2d_backward(x, grads, weights, paddings, dilations, soft(backend))
+        return dwconv2d_backward(x, grads, weights, paddings, dilations, backend)
     total, out = None, []
     for grad, weight, padding, dilation in _branches(grads, weights, paddings, dilations):
         grad_x = input_grad(grad, weight, x.shape[1], padding, dilation, backend)
         total = grad_x if total is None else total + grad_x
-        out.append(dwconv2d_weight_grad(x, grad, weight.shape[2:], padding, dilation,
-                                        soft(backend)))
+        out.append(dwconv2d_weight_grad(x, grad, weight.shape[2:], padding, dilation, backend,
+                                        strict=False))
     return [total, *out]
 
 
 def _keep_for_weight_grad(ctx, inputs, output):
-    x, grad, _, ctx.padding, ctx.dilation, ctx.backend = inputs
+    x, grad, _, ctx.padding, ctx.dilation, ctx.backend, _ = inputs
     ctx.save_for_backward(x, grad)
 
 
@@ -426,8 +326,9 @@ def _weight_grad_backward(ctx, grad_weight):
     if ctx.needs_input_grad[0]:
         grad_x = input_grad(grad, grad_weight, x.shape[1], ctx.padding, ctx.dilation, ctx.backend)
     if ctx.needs_input_grad[1]:
-        grad_grad = dwconv2d(x, grad_weight, None, ctx.padding, ctx.dilation, soft(ctx.backend))
-    return grad_x, grad_grad, None, None, None, None
+        grad_grad = dwconv2d(x, grad_weight, None, ctx.padding, ctx.dilation, ctx.backend,
+                             strict=False)
+    return grad_x, grad_grad, None, None, None, None, None
 
 
 def _keep_for_backward(ctx, inputs, output):
@@ -446,10 +347,10 @@ def _backward_backward(ctx, out_grads):
         term = input_grad(grad, of_weight, x.shape[1], padding, dilation, ctx.backend)
         grad_x = term if grad_x is None else grad_x + term
         grad_grads.append(
-            dwconv2d(of_x, weight, None, padding, dilation, soft(ctx.backend))
-            + dwconv2d(x, of_weight, None, padding, dilation, soft(ctx.backend)))
+            dwconv2d(of_x, weight, None, padding, dilation, ctx.backend, strict=False)
+            + dwconv2d(x, of_weight, None, padding, dilation, ctx.backend, strict=False))
         grad_weights.append(dwconv2d_weight_grad(
-            of_x, grad, weight.shape[2:], padding, dilation, soft(ctx.backend)))
+            of_x, grad, weight.shape[2:], padding, dilation, ctx.backend, strict=False))
     return grad_x, grad_grads, grad_weights, None, None, None
 
 
@@ -495,18 +396,19 @@ def _(x_shape, grad_shapes, weight_shapes, *args, out_shape=None, **kwargs) -> i
 # -- vmap: a mapped input alone joins the images, mapped weights join the channels -----------------
 
 @dwconv2d.register_vmap
-def _(info, in_dims, x, weight, bias, padding, dilation, backend, keep=False, relu=False):
+def _(info, in_dims, x, weight, bias, padding, dilation, backend, keep=False, relu=False,
+      strict=True):
     size = info.batch_size
     x_dim, weight_dim, bias_dim, *_ = in_dims
     if weight_dim is None and bias_dim is None:
         x = x.movedim(x_dim, 0)
-        out = dwconv2d(x.flatten(0, 1), weight, bias, padding, dilation, backend, keep,
-                       relu)
+        out = dwconv2d(x.flatten(0, 1), weight, bias, padding, dilation, backend, keep, relu,
+                       strict)
         return out.unflatten(0, (size, -1)), 0
     x = _into_channels(x, x_dim, size, 1)
     weight = _into_channels(weight, weight_dim, size, 0)
     bias = None if bias is None else _into_channels(bias, bias_dim, size, 0)
-    out = dwconv2d(x, weight, bias, padding, dilation, backend, False, relu)
+    out = dwconv2d(x, weight, bias, padding, dilation, backend, False, relu, strict)
     return out.unflatten(1, (size, -1)), 1
 
 
@@ -521,11 +423,11 @@ def _(info, in_dims, x, weight, other, padding, other_padding, dilation, backend
 
 
 @dwconv2d_weight_grad.register_vmap
-def _(info, in_dims, x, grad, kernel_size, padding, dilation, backend):
+def _(info, in_dims, x, grad, kernel_size, padding, dilation, backend, strict=True):
     size = info.batch_size
     x = _into_channels(x, in_dims[0], size, 1)
     grad = _into_channels(grad, in_dims[1], size, 1)
-    out = dwconv2d_weight_grad(x, grad, kernel_size, padding, dilation, backend)
+    out = dwconv2d_weight_grad(x, grad, kernel_size, padding, dilation, backend, strict)
     return out.unflatten(0, (size, -1)), 0
 
 

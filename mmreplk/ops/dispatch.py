@@ -1,12 +1,53 @@
-"""Which backend serves a problem, and why. A pure function of shapes, so that runs repeat."""
+"""The backends, and which of them serves a problem, and why.
 
+The choice is a pure function of shapes, so that runs repeat. To add a backend, add its record to
+`BACKENDS`.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
-from . import caches
-from .arguments import BACKENDS
+from torch import Tensor
+
+from . import caches, fft, torch_conv
 from .cpu import backend as cpu
+from .cpu import costs as cpu_costs
 from .gpu import backend as gpu
 from .problem import Problem
+
+
+class Backend(NamedTuple):
+    """One way to compute the convolution of stride 1 and the gradient of its weights.
+
+    A task is 'forward' or 'weight_grad'.
+
+    Attributes:
+        name (str): What users call it.
+        supports (Callable): ``(problem, task) -> (ok, reason)``.
+        estimate (Callable): ``(problem, task) -> seconds``, None where no model knows; asked only
+            about what is supported.
+        forward (Callable): ``(x, weight, bias, problem, keep) -> out``; with ``keep``, what it
+            derives from the weights may be kept for the next call.
+        weight_grad (Callable): ``(x, grad, problem) -> gradient of the weights``.
+    """
+
+    name: str
+    supports: Callable[[Problem, str], tuple[bool, str]]
+    estimate: Callable[[Problem, str], float | None]
+    forward: Callable[[Tensor, Tensor, Tensor | None, Problem, bool], Tensor]
+    weight_grad: Callable[[Tensor, Tensor, Problem], Tensor]
+
+
+BACKENDS = {backend.name: backend for backend in (
+    Backend('triton', gpu.supports, gpu.estimate, gpu.forward, gpu.weight_grad),
+    Backend('fft', fft.supports, fft.estimate, fft.forward, fft.weight_grad),
+    Backend('direct', lambda problem, task: cpu.supports(problem), cpu_costs.direct,
+            partial(cpu.forward, 'direct'), partial(cpu.weight_grad, 'direct')),
+    Backend('torch', torch_conv.supports, torch_conv.estimate, torch_conv.forward,
+            torch_conv.weight_grad))}
+# What may be asked for.
+CHOICES = ('auto', *BACKENDS)
 
 
 class Choice(NamedTuple):
@@ -41,42 +82,105 @@ forget = caches.clear_all
 caches.register(plans.clear)
 
 
+def read_backend(backend: str, strict: bool = True) -> tuple[str, bool]:
+    """The backend that an op was called with, and whether to raise where it cannot serve.
+
+    Graphs that were saved before the ops had ``strict`` say ``'fft?'`` for ``strict=False``: they
+    are understood here, and nowhere else.
+
+    Raises:
+        RuntimeError: If backend is none of `CHOICES`.
+    """
+    if backend.endswith('?'):
+        backend, strict = backend[:-1], False
+    if backend not in CHOICES:
+        raise RuntimeError(f'mmreplk: backend must be one of {", ".join(CHOICES)}, not {backend!r}')
+    return backend, strict
+
+
 @caches.cached
-def choose(problem: Problem, backend: str = 'auto') -> Choice:
+def choose(problem: Problem, backend: str = 'auto', strict: bool = True) -> Choice:
     """The backend for the convolution itself.
 
     Args:
         problem (Problem): A valid problem with at least one output.
-        backend (str): One of `BACKENDS`; with '?' behind it, a wish that may be left unmet.
+        backend (str): One of `CHOICES`. Defaults to 'auto'.
+        strict (bool): Whether to raise where the backend cannot serve; else fall back to 'auto'.
+            Defaults to True.
 
     Raises:
-        RuntimeError: If the backend asked for cannot serve, with the reason.
+        RuntimeError: If strict and the backend asked for cannot serve, with the reason.
     """
-    return _pick(_candidates(problem, 'forward'), problem, backend)
+    return _pick(candidates(problem, 'forward'), backend, strict)
 
 
 @caches.cached
-def choose_weight_grad(problem: Problem, backend: str = 'auto') -> Choice:
+def choose_weight_grad(problem: Problem, backend: str = 'auto', strict: bool = True) -> Choice:
     """The backend for the gradient of the weights of ``problem``. As `choose`."""
-    return _pick(_candidates(problem, 'weight_grad'), problem, backend)
+    return _pick(candidates(problem, 'weight_grad'), backend, strict)
 
 
-def _candidates(problem: Problem, task: str) -> dict[str, float | str | None]:
-    if problem.device == 'cuda':
-        candidates = gpu.estimates(problem, task)
-    else:
-        candidates = cpu.estimates(problem, task)
-    return {name: candidates[name] for name in BACKENDS if name in candidates}
+def candidates(problem: Problem, task: str) -> dict[str, float | str | None]:
+    """For each backend its estimated time, None if unknown, or why it cannot serve the task.
+
+    Args:
+        problem (Problem): A valid problem with at least one output.
+        task (str): 'forward' or 'weight_grad'.
+    """
+    found = {}
+    for name, backend in BACKENDS.items():
+        ok, why = backend.supports(problem, task)
+        found[name] = backend.estimate(problem, task) if ok else why
+    return found
 
 
-def _pick(candidates: dict, problem: Problem, backend: str) -> Choice:
-    name = backend.removesuffix('?')
-    if name != 'auto':
-        if not isinstance(candidates[name], str):
-            return Choice(name, 'asked for by name', candidates)
-        if name == backend:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, backend: str,
+            keep: bool) -> Tensor:
+    """The convolution by a backend, which has to support the problem."""
+    out = BACKENDS[backend].forward(x, weight, bias, problem, keep)
+    return out.contiguous(memory_format=problem.memory_format)
+
+
+def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tensor:
+    """The gradient of the weights by a backend, which has to support that."""
+    return BACKENDS[backend].weight_grad(x, grad, problem)
+
+
+@caches.cached
+def one_backward(problems: tuple[Problem, ...], backend: str) -> bool:
+    """Whether `backward` can serve and is faster than one gradient after the other.
+
+    Args:
+        problems (tuple[Problem, ...]): One or two kernels on the same input, the largest first.
+        backend (str): Only 'fft' and 'auto' let it serve.
+    """
+    if backend not in ('auto', 'fft') or not cpu.backward_supports(problems):
+        return False
+    if backend == 'fft':
+        return True
+    apart = 0.0
+    for problem in problems:
+        for each, task in ((problem.of_input_grad(), 'forward'), (problem, 'weight_grad')):
+            apart += min(time for time in candidates(each, task).values()
+                         if isinstance(time, float))
+    return cpu_costs.fft_backward(problems) < apart
+
+
+def backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tensor],
+             problems: Sequence[Problem], backend: str) -> list[Tensor] | None:
+    """The gradients of x and of all weights in one pass; None where they are to be taken apart."""
+    if not one_backward(tuple(problems), backend):
+        return None
+    return cpu.backward(x, grads, weights, problems)
+
+
+def _pick(candidates: dict, backend: str, strict: bool) -> Choice:
+    if backend != 'auto':
+        if not isinstance(candidates[backend], str):
+            return Choice(backend, 'asked for by name', candidates)
+        if strict:
             raise RuntimeError(
-                f"backend={name!r} cannot serve this convolution: {candidates[name]}. Use "
+                f"backend={backend!r} cannot serve this convolution: {candidates[backend]}. Use "
                 f"backend='auto', which takes what can.")
     able = {name: time for name, time in candidates.items() if not isinstance(time, str)}
     if len(able) == 1:

@@ -10,9 +10,9 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import dispatch
 from .arguments import LONGEST, WIDEST, check_memory
-from .cpu import backend as cpu
-from .custom_ops import HANGING_WIDTH, conv2d, dwconv2d, dwconv2d_pair, forward, is_dilated
+from .custom_ops import dwconv2d, dwconv2d_pair
 from .problem import Problem
+from .torch_conv import HANGING_WIDTH, conv2d, is_dilated
 from .torch_internals import (
     functorch_level,
     is_any_autocast_enabled,
@@ -40,9 +40,9 @@ def large_kernel_dwconv2d(x: Tensor,
 
     Serves every input that ``F.conv2d`` serves, with the same result up to rounding. What no
     faster path covers (strides, complex numbers, other devices...) goes to PyTorch's convolution.
-    Sums are accumulated in float32, or in float64 for float64. What 'fft' may be wrong by is in
-    proportion to the largest input that an output sees, and to the kernel; that of 'direct', to the
-    products it sums up: bounds are in the README of mmreplk.ops. On a GPU, float32 uses TF32 where
+    Sums are accumulated in float32, or in float64 for float64. The error of 'fft' scales with
+    ``max|x|`` in the receptive field of an output times ``||w||``, that of 'direct' with
+    ``sum |x w|``: bounds are in the README of mmreplk.ops. On a GPU, float32 uses TF32 where
     PyTorch's own switch for convolutions, ``torch.backends.cudnn.allow_tf32``, allows it.
 
     Args:
@@ -90,8 +90,8 @@ def large_kernel_dwconv2d(x: Tensor,
         if (x.dim() == 4 and weight.dim() == 4 and x.device.type == 'cpu'
                 and _is_tiny(x, weight.shape[2:], dilation) and not torch.compiler.is_compiling()):
             return _pytorch(x, weight, bias, stride, padding, dilation, relu)
-    elif backend not in dispatch.BACKENDS:
-        raise ValueError(f'backend must be one of {", ".join(dispatch.BACKENDS)}, not {backend!r}')
+    elif backend not in dispatch.CHOICES:
+        raise ValueError(f'backend must be one of {", ".join(dispatch.CHOICES)}, not {backend!r}')
     if x.dim() == 3 and weight.dim() == 4:
         return large_kernel_dwconv2d(
             x.unsqueeze(0), weight, bias, stride, padding, dilation, activation=activation,
@@ -117,7 +117,7 @@ def large_kernel_dwconv2d(x: Tensor,
         out = _pytorch(x, weight, bias, stride, padding, dilation, relu)
         return out.contiguous(memory_format=problem.memory_format)
     if _is_plain(x, weight, bias):
-        return forward(x, weight, bias, problem, chosen, keep)
+        return dispatch.forward(x, weight, bias, problem, chosen, keep)
     return dwconv2d(x, weight, bias, problem.padding, problem.dilation, backend, keep, relu)
 
 
@@ -186,7 +186,7 @@ def _goes_as_pair(x: Tensor, pair: tuple[Tensor, Tensor], backend: str) -> bool:
         cast_x, w, _ = _autocast(x, w, None)
         sides = tuple(k // 2 for k in w.shape[2:])
         problems.append(_plan(cast_x, w, None, 1, sides, 1, backend)[0])
-    return None not in problems and cpu.one_backward(tuple(problems), backend)
+    return None not in problems and dispatch.one_backward(tuple(problems), backend)
 
 
 def _trains_better(weight: Tensor, problem: Problem) -> bool:
@@ -218,8 +218,8 @@ def explain(x: Tensor,
         RuntimeError: As `large_kernel_dwconv2d`.
         ValueError: As `large_kernel_dwconv2d`.
     """
-    if backend not in dispatch.BACKENDS:
-        raise ValueError(f'backend must be one of {", ".join(dispatch.BACKENDS)}, not {backend!r}')
+    if backend not in dispatch.CHOICES:
+        raise ValueError(f'backend must be one of {", ".join(dispatch.CHOICES)}, not {backend!r}')
     if x.dim() == 3:
         x = x.unsqueeze(0)
     x, weight, bias = _autocast(x, weight, bias)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dispatch import BACKENDS
+from .dispatch import CHOICES
 from .functional import large_kernel_dwconv2d
 from .symbolic import is_symbolic
 
@@ -28,8 +28,8 @@ class LargeKernelDWConv2d(nn.Conv2d):
 
     def __init__(self, *args, activation: str | None = None, backend: str = 'auto', **kwargs):
         super().__init__(*args, **kwargs)
-        if backend not in BACKENDS:
-            raise ValueError(f'backend must be one of {", ".join(BACKENDS)}, not {backend!r}')
+        if backend not in CHOICES:
+            raise ValueError(f'backend must be one of {", ".join(CHOICES)}, not {backend!r}')
         if activation not in (None, 'relu'):
             raise ValueError(f"activation must be 'relu' or None, not {activation!r}")
         self.activation, self.backend = activation, backend

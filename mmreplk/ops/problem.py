@@ -77,6 +77,17 @@ class Problem(_Fields):
         return ((self.height + top + bottom - rh) // sh + 1,
                 (self.width + left + right - rw) // sw + 1)
 
+    def of_input_grad(self) -> 'Problem':
+        """The convolution that `custom_ops.input_grad` computes the input's gradient by."""
+        top, bottom, left, right = self.padding
+        rows, columns = (reach - 1 for reach in self.reach)
+        sides = rows - top, rows - bottom, columns - left, columns - right
+        cut = [min(0, side) for side in sides]
+        height, width = self.out_size
+        return self._replace(height=height + cut[0] + cut[1], width=width + cut[2] + cut[3],
+                             padding=tuple(max(0, side) for side in sides), has_bias=False,
+                             relu=False)
+
     @property
     def memory_format(self) -> torch.memory_format:
         """Of the output."""

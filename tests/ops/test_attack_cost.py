@@ -179,7 +179,7 @@ def test_input_gradients_with_a_multiplier_go_in_pieces(dtype):
     """No call takes or gives more than a part, of which each image and channel is in one."""
     took = []
 
-    def convolve(grad, weight, *of):
+    def convolve(grad, weight, *of, strict):
         took.append(grad.nbytes)
         assert 2 * grad.nbytes <= operators.PART
         return torch.full_like(grad, len(took))

@@ -131,7 +131,7 @@ def test_a_failing_kernel_leaves_no_state(monkeypatch, name):
     functions = [train, infer] if name in ('fft_forward', 'fft_spectrum', 'direct_forward') else [
         train]
     right = [function() for function in functions]
-    cpu._kept.forget()
+    cpu.kept_spectra.forget()
     with monkeypatch.context() as patched:
         def fail(*args, **keywords):
             raise MemoryError

@@ -127,7 +127,7 @@ def test_a_fork_while_another_thread_holds_the_kept_spectra():
     right, held, release = step('fft'), threading.Event(), threading.Event()
 
     def hold():
-        with cpu._kept._lock:
+        with cpu.kept_spectra._lock:
             held.set()
             release.wait(60)
 

@@ -253,7 +253,7 @@ def test_any_padding(compare, size, kernel, padding):
     for a, b in zip(actual, expected(x, [weight], [grad], [padding], [1]), strict=True):
         compare(a, b, torch.float32, times=3)
     problem = functional.problem_of(x, weight, None, 1, padding, 1)
-    assert cpu._turned(problem).out_size == size
+    assert problem.of_input_grad().out_size == size
 
 
 @pytest.mark.parametrize('two', [False, True])

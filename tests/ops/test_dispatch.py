@@ -8,19 +8,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmreplk.ops import (
-    LargeKernelDWConv2d,
-    dispatch,
-    explain,
-    large_kernel_dwconv2d,
-)
-from mmreplk.ops import (
-    custom_ops as operators,
-)
+from mmreplk.ops import LargeKernelDWConv2d, dispatch, explain, large_kernel_dwconv2d
 from mmreplk.ops.cpu import backend as cpu
 from mmreplk.ops.cpu import kernels as native
 from mmreplk.ops.functional import TINY, problem_of
-from mmreplk.ops.gpu import backend as gpu
 
 NAMES = set(dispatch.BACKENDS) - {'auto'}
 
@@ -33,15 +24,13 @@ class Spies:
 
     def __enter__(self):
         self._patch = pytest.MonkeyPatch()
-        run, grad, both, plain = cpu.forward, cpu.weight_grad, cpu.backward, F.conv2d
+        both, plain = cpu.backward, F.conv2d
 
-        def forward(x, weight, bias, problem, backend, keep):
-            self.forward.append(backend)
-            return run(x, weight, bias, problem, backend, keep)
-
-        def weight_grad(x, out_grad, problem, backend):
-            self.weight_grad.append(backend)
-            return grad(x, out_grad, problem, backend)
+        def watched(name, seen, run):
+            def call(*args):
+                seen.append(name)
+                return run(*args)
+            return call
 
         def backward(*args):  # both gradients in one pass
             self.forward.append('fft')
@@ -52,8 +41,11 @@ class Spies:
             self.forward.append('torch')
             return plain(*args, **keywords)
 
-        self._patch.setattr(cpu, 'forward', forward)
-        self._patch.setattr(cpu, 'weight_grad', weight_grad)
+        for name in ('fft', 'direct'):
+            backend = dispatch.BACKENDS[name]
+            self._patch.setitem(dispatch.BACKENDS, name, backend._replace(
+                forward=watched(name, self.forward, backend.forward),
+                weight_grad=watched(name, self.weight_grad, backend.weight_grad)))
         self._patch.setattr(cpu, 'backward', backward)
         self._patch.setattr(F, 'conv2d', conv2d)
         return self
@@ -229,10 +221,10 @@ def test_gradients_use_the_backend_asked_for(spies, backend):
 
 def test_gradients_of_a_backend_that_cannot_serve_them(compare, monkeypatch, fresh):
     """They take what auto would take, and do not raise."""
-    estimates = cpu.estimates
-    monkeypatch.setattr(cpu, 'estimates', lambda problem, task: {
-        **estimates(problem, task),
-        **({'fft': 'left out by the test'} if task == 'weight_grad' else {})})
+    backend = dispatch.BACKENDS['fft']
+    monkeypatch.setitem(dispatch.BACKENDS, 'fft', backend._replace(
+        supports=lambda problem, task: (False, 'left out by the test') if task == 'weight_grad'
+        else backend.supports(problem, task)))
     x, weight = torch.randn(1, 3, 24, 24), torch.randn(3, 1, 13, 13, requires_grad=True)
     with Spies() as spies:
         large_kernel_dwconv2d(x, weight, None, 1, 6, backend='fft').sum().backward()
@@ -375,7 +367,11 @@ def test_unknown_estimates(monkeypatch, fresh, task):
     able = dict(triton=None, fft=None, direct='on a CPU', torch=None)
     for known in ({}, dict(torch=1e-3), dict(triton=1e-3), dict(triton=1e-3, torch=2e-3)):
         fresh()
-        monkeypatch.setattr(gpu, 'estimates', lambda *_, known=known: {**able, **known})
+        for name, value in {**able, **known}.items():
+            ok = not isinstance(value, str)
+            monkeypatch.setitem(dispatch.BACKENDS, name, dispatch.BACKENDS[name]._replace(
+                supports=lambda *_, ok=ok, value=value: (ok, value),
+                estimate=lambda *_, value=value: value))
         choice = task(problem_on('cuda'))
         assert choice.backend in ('triton', 'torch')
         assert choice.candidates == {**able, **known}
@@ -383,7 +379,7 @@ def test_unknown_estimates(monkeypatch, fresh, task):
         assert task(problem_on('cuda'), 'fft').backend == 'fft'
         with pytest.raises(RuntimeError, match="backend='direct' cannot serve.*: on a CPU"):
             task(problem_on('cuda'), 'direct')
-        assert task(problem_on('cuda'), 'direct?').backend == choice.backend
+        assert task(problem_on('cuda'), 'direct', False).backend == choice.backend
 
 
 def test_devices_without_kernels(fresh):
@@ -405,9 +401,9 @@ def test_compiled_kernels_never_get_memory_of_another_device(compare, monkeypatc
     expected = F.conv2d(x.double(), wide, None, 1, 6, 1, 3)
     expected.backward(grad.double())
     problem = problem_on('cuda')
-    out = operators.forward(x, weight, None, problem, 'fft', False)
+    out = dispatch.forward(x, weight, None, problem, 'fft', False)
     compare(out, expected.detach(), torch.float32)
-    compare(operators.weight_grad(x, grad, problem, 'fft'), wide.grad, torch.float32)
+    compare(dispatch.weight_grad(x, grad, problem, 'fft'), wide.grad, torch.float32)
 
 
 @pytest.mark.skipif(not native.available()[0], reason='needs the compiled kernels')

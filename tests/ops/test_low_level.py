@@ -62,6 +62,20 @@ def test_unknown_backends(backend):
     refused('backend must be one of auto, triton, fft, direct, torch', backend=backend)
 
 
+def test_a_backend_that_cannot_serve():
+    """It is an error unless strict is False, which graphs from before there was strict call '?'."""
+    x, weight, grad = maps()
+    right = F.conv2d(x, weight, padding=2, groups=4)
+    with pytest.raises(RuntimeError, match="backend='triton' cannot serve"):
+        OPS.dwconv2d(x, weight, None, [2] * 4, [1, 1], 'triton')
+    with pytest.raises(RuntimeError, match="backend='triton' cannot serve"):
+        OPS.dwconv2d_weight_grad(x, grad, [5, 5], [2] * 4, [1, 1], 'triton')
+    for backend, keywords in (('triton', dict(strict=False)), ('triton?', {})):
+        out = OPS.dwconv2d(x, weight, None, [2] * 4, [1, 1], backend, **keywords)
+        assert torch.allclose(out, right, atol=1e-4)
+        OPS.dwconv2d_weight_grad(x, grad, [5, 5], [2] * 4, [1, 1], backend, **keywords)
+
+
 @pytest.mark.parametrize('numbers', [[], [2], [2] * 3, [2] * 5, [-1] * 4, [2, 2, 2, -(1 << 63)]])
 def test_padding(numbers):
     refused('padding', padding=numbers)

@@ -221,7 +221,7 @@ def _device(parser, args) -> torch.device:
 
 
 def _candidates(parser, args, device) -> tuple[list[choice.Candidate], dict[str, str]]:
-    from mmreplk.ops.dispatch import BACKENDS
+    from mmreplk.ops.dispatch import BACKENDS, CHOICES
     others, missing = choice.baselines(device.type)
     if args.candidates:
         known = {c.name for c in others} | set(missing)
@@ -231,9 +231,9 @@ def _candidates(parser, args, device) -> tuple[list[choice.Candidate], dict[str,
                          + ', '.join(sorted(known)))
         others = [c for c in others if c.name in wanted]
         missing = {name: why for name, why in missing.items() if name in wanted}
-    names = [b for b in BACKENDS if b != 'auto'] if 'all' in args.backends else args.backends
-    if set(names) - set(BACKENDS):
-        parser.error(f'--backends: choose from all, {", ".join(BACKENDS)}')
+    names = list(BACKENDS) if 'all' in args.backends else args.backends
+    if set(names) - set(CHOICES):
+        parser.error(f'--backends: choose from all, {", ".join(CHOICES)}')
     ours = [choice.ours(b, layout) for b in dict.fromkeys(['auto', *names])
             for layout in choice.LAYOUTS]
     return ours + others, missing

@@ -1,55 +1,29 @@
-"""The CPU path: compiled kernels (kernels.py), ``torch.fft``, or oneDNN, by estimated time."""
+"""The compiled kernels (kernels.py) as backends 'fft' and 'direct' on a CPU.
 
-import os
-import threading
+They take float32 in order; copies, and spectra that are not kept, are made here, piece by piece, so
+that a call takes little memory.
+"""
+
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..arithmetic import ceil_div, to_opmath
-from ..caches import cached, register
 from ..problem import Problem
-from ..torch_fft import contrast as fft_mend
-from ..torch_fft import conv as fft
-from . import costs as cpu_costs
 from . import kernels as native
+from .kept_spectra import kept_spectra
 
 # Bytes of float32 copies and of spectra that are not kept; the compiled kernels' own scratch comes
 # to it (csrc/module.c). Together they take at most the larger of 64 MiB and a tenth of the maps.
 WORKSPACE = 16 << 20
 
 
-def estimates(problem: Problem, task: str) -> dict[str, float | str | None]:
-    """Seconds each backend would take for a task, or why it cannot serve.
-
-    Args:
-        problem (Problem): A valid problem with at least one output.
-        task (str): 'forward' or 'weight_grad'.
-    """
+def supports(problem: Problem) -> tuple[bool, str]:
+    """Whether the compiled kernels can serve, and if not, why."""
     if problem.device != 'cpu':
-        why = f'there are no kernels for {problem.device!r} devices'
-        return {'triton': why, 'fft': why, 'direct': why, 'torch': None}
-    out = {'triton': 'Triton runs on a GPU, the input is on the CPU',
-           'torch': cpu_costs.pytorch(problem, task)}
-    compiled, why = _compiled(problem)
-    if compiled:
-        ok, why_not = native.fft_supports(problem)
-        out['direct'] = cpu_costs.direct(problem, task)
-        out['fft'] = cpu_costs.compiled_fft(problem, task) if ok else why_not
-    else:
-        ok, why_not = fft.supports(problem)
-        out['direct'] = why
-        out['fft'] = cpu_costs.torch_fft(problem, task) if ok else why_not
-    return out
-
-
-def _compiled(problem: Problem) -> tuple[bool, str]:
-    """Whether the compiled kernels can serve."""
-    if problem.device != 'cpu':
-        return False, f'the compiled kernels do not take memory of a {problem.device!r} device'
+        return False, f'the compiled kernels run on the CPU, not on {problem.device!r}'
     if problem.stride != (1, 1):
         return False, f'the compiled kernels need stride 1, not {problem.stride}'
     if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -57,26 +31,29 @@ def _compiled(problem: Problem) -> tuple[bool, str]:
     return native.available()
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, backend: str,
+def forward(method: str, x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
             keep: bool = False) -> Tensor:
-    """Run 'fft' or 'direct'. float16 and bfloat16 are computed in float32 and rounded once.
+    """The convolution. float16 and bfloat16 are computed in float32 and rounded once.
 
-    With ``keep``, the spectrum of the weights is kept for the next call.
+    Args:
+        method (str): 'fft' or 'direct'.
+        x (Tensor): The input.
+        weight (Tensor): The kernels.
+        bias (Tensor | None): The bias.
+        problem (Problem): What `supports` says yes to.
+        keep (bool): Whether 'fft' keeps the spectrum of the weights for the next call.
     """
-    if not _compiled(problem)[0]:
-        spectrum = _kept.get(weight, problem, fft.spectrum_of_weight) if keep else None
-        out = fft.forward(x, weight, bias, problem, spectrum)
-        out = fft_mend.mend(out, x, weight, bias, problem)
-        return out.relu_() if problem.relu else out
     taps = to_opmath(weight).contiguous()
     bias = None if bias is None else bias.float().contiguous()
-    kept = (_kept.get(weight, problem, native.fft_spectrum) if backend == 'fft' and keep else None)
+    kept = None
+    if method == 'fft' and keep:
+        kept = kept_spectra.get(weight, problem, native.fft_spectrum)
     out, outputs, spectrum, room = None, None, None, {}
-    for piece in _pieces(problem, backend == 'fft' and not keep, x):
+    for piece in _pieces(problem, method == 'fft' and not keep, x):
         part = _dense(x[piece.images, piece.inputs], problem, room)
         mine = taps[piece.outputs]
         shift = None if bias is None else bias[piece.outputs]
-        if backend == 'direct':
+        if method == 'direct':
             part = native.direct_forward(part, mine, shift, piece.problem)
         else:
             if piece.outputs != outputs:
@@ -95,11 +72,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, ba
     return out
 
 
-def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tensor:
-    """Run 'fft' or 'direct'."""
-    if not _compiled(problem)[0]:
-        return fft_mend.mend_weight_grad(fft.weight_grad(x, grad, problem), x, grad, problem)
-    run = native.direct_weight_grad if backend == 'direct' else native.fft_weight_grad
+def weight_grad(method: str, x: Tensor, grad: Tensor, problem: Problem) -> Tensor:
+    """The gradient of the weights by 'fft' or 'direct'."""
+    run = native.direct_weight_grad if method == 'direct' else native.fft_weight_grad
     out, room = None, {}
     for piece in _pieces(problem, False, x, grad):
         part = run(_dense(x[piece.images, piece.inputs], problem, room),
@@ -113,40 +88,11 @@ def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tens
     return out.to(problem.dtype)
 
 
-@cached
-def one_backward(problems: tuple[Problem, ...], backend: str) -> bool:
-    """Whether `backward` can serve and is faster than one gradient after the other.
-
-    Args:
-        problems (tuple[Problem, ...]): One or two kernels on the same input, each valid.
-        backend (str): Only 'fft' and 'auto', with or without '?', let it serve.
-    """
+def backward_supports(problems: Sequence[Problem]) -> bool:
+    """Whether `backward` can serve one or two kernels on the same input, the largest first."""
     first = problems[0]
-    if (backend.removesuffix('?') not in ('auto', 'fft') or not _compiled(first)[0]
-            or not native.backward_supports(first) or first.multiplier != 1):
-        return False
-    for other in problems[1:]:
-        if not _within(other, first):
-            return False
-    if backend != 'auto':
-        return True
-    apart = 0.0
-    for problem in problems:
-        for each, task in ((_turned(problem), 'forward'), (problem, 'weight_grad')):
-            apart += min(time for time in estimates(each, task).values() if isinstance(time, float))
-    return cpu_costs.fft_backward(problems) < apart
-
-
-def _turned(problem: Problem) -> Problem:
-    """The convolution that gives the gradient of the input, see operators.input_grad."""
-    top, bottom, left, right = problem.padding
-    rows, columns = (reach - 1 for reach in problem.reach)
-    sides = rows - top, rows - bottom, columns - left, columns - right
-    cut = [min(0, side) for side in sides]
-    height, width = problem.out_size
-    return problem._replace(height=height + cut[0] + cut[1], width=width + cut[2] + cut[3],
-                            padding=tuple(max(0, side) for side in sides), has_bias=False,
-                            relu=False)
+    return (supports(first)[0] and native.backward_supports(first) and first.multiplier == 1
+            and all(_within(other, first) for other in problems[1:]))
 
 
 def _within(small: Problem, large: Problem) -> bool:
@@ -247,66 +193,3 @@ def _dense(tensor: Tensor, problem: Problem, room: dict[int, Tensor], place: int
     else:
         copy = memory.view(tensor.shape)
     return copy.copy_(tensor)
-
-
-class _Entry(NamedTuple):
-    weight: Tensor
-    spectrum: Tensor
-
-
-class KeptSpectra:
-    """The spectra of weights that do not change, as in inference.
-
-    They live as long as their weight tensor. Before use the weights are compared with a copy:
-    reading them costs next to nothing, and unlike a version counter it also notices a change
-    through ``weight.data``, numpy or shared memory. At most a few geometries a weight are kept.
-    """
-
-    GEOMETRIES = 4
-
-    def __init__(self):
-        self._entries = WeakIdKeyDictionary()
-        self._lock = threading.Lock()
-
-    def get(self, weight: Tensor, problem: Problem, transform) -> Tensor:
-        """``transform(weight, problem)``, or what it gave last time for the same values."""
-        geometry = (problem.height, problem.width, problem.padding, problem.dilation,
-                    problem.out_size, transform)
-        with self._lock:
-            entry = self._entries.get(weight, {}).get(geometry)
-        if entry is not None and _same_bits(entry.weight, weight):
-            return entry.spectrum
-        copy = weight.detach().clone(memory_format=torch.contiguous_format)
-        spectrum = transform(to_opmath(copy), problem)
-        with self._lock:
-            entries = self._entries.setdefault(weight, {})
-            entries.pop(geometry, None)
-            while len(entries) >= self.GEOMETRIES:
-                entries.pop(next(iter(entries)))
-            entries[geometry] = _Entry(copy, spectrum)
-        return spectrum
-
-    def forget(self) -> None:
-        """Start anew: in a forked child, where a thread that does not exist may hold the lock."""
-        self.__init__()
-
-    def bytes(self) -> int:
-        """Memory held."""
-        with self._lock:
-            return sum(t.numel() * t.element_size() for entries in self._entries.values()
-                       for entry in entries.values() for t in entry)
-
-
-def _same_bits(kept: Tensor, weight: Tensor) -> bool:
-    if kept.dtype != weight.dtype or kept.shape != weight.shape:
-        return False
-    if native.available()[0] and weight.is_contiguous():
-        return native.same_bits(kept, weight)
-    # NaN never equals itself here: such weights are transformed anew, which is right if slow.
-    return torch.equal(kept, weight)
-
-
-_kept = KeptSpectra()
-register(lambda: _kept.forget())
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=lambda: _kept.forget())

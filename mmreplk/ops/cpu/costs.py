@@ -10,7 +10,7 @@ from ..arithmetic import ceil_div
 from ..problem import Problem
 from ..torch_fft import conv as fft
 from . import kernels as native
-from .plan import direct_cost, fft_cost, met_taps
+from .plan import direct_cost, fft_cost, taps_inside
 
 
 def pytorch(problem: Problem, task: str) -> float:
@@ -38,15 +38,15 @@ def pytorch(problem: Problem, task: str) -> float:
         return 2.7e-5 + slow * macs * 9.4e-12 + pixels * 2.8e-11 + taps * tap + cold * 3e-11
     if narrow:
         # It leaves out rows of taps beside the map, but no columns.
-        rows = met_taps(problem.height, problem.out_size[0], problem.kernel[0], problem.padding[0],
-                        problem.dilation[0], 1)
+        rows = taps_inside(problem.height, problem.out_size[0], problem.kernel[0],
+                           problem.padding[0], problem.dilation[0], 1)
         macs = planes * rows * problem.out_size[1] * problem.kernel[1]
         return 4.8e-5 + macs * 6e-12 + pixels * 3.2e-10 + taps * 1.3e-10 + cold * 3e-10
     return 4e-5 + macs * 2.4e-10 + pixels * 1.6e-9
 
 
 def torch_fft(problem: Problem, task: str) -> float:
-    """Seconds of the product through ``torch.fft``."""
+    """Seconds of the FFT convolution by ``torch.fft``."""
     planes = problem.batch * problem.out_channels
     return 1e-4 + planes * fft.plane_points(problem) * (5e-9 if task == 'forward' else 1e-8)
 
@@ -58,7 +58,7 @@ def direct(problem: Problem, task: str) -> float:
 
 
 def compiled_fft(problem: Problem, task: str) -> float:
-    """Seconds of the compiled product of spectra, in the forward pass with unchanged weights."""
+    """Seconds of the compiled FFT convolution, in the forward pass with unchanged weights."""
     return 1e-9 * fft_cost(problem, task, native.lanes()) + _conversion(problem)
 
 

@@ -312,7 +312,7 @@ def _call(problem: Problem, isa: int, like: Problem | None = None, back: bool = 
     """back: for both gradients in one, whose cells nobody else needs."""
     isa %= len(_native.isas())
     width = lanes(isa)
-    # Where there is none, one whose plan fails.
+    # No tiling fits: a placeholder of infinite cost makes the planner in C reject the FFT.
     tiles = fft_tiles(like or problem, width) or Tiles((0, 0), (1, 1), 1, math.inf)
     geometry = _geometry(
         problem, tiles, (0, 0) if math.isinf(tiles.cost) else forward_cells(problem, tiles),

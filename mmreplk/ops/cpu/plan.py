@@ -71,11 +71,11 @@ def direct_cost(problem: Problem, task: str, lanes: int) -> Direct:
 def _forward_costs(p: Problem, lanes: int) -> tuple[float, float]:
     top, _, left, _ = p.padding
     (out_h, out_w), (kh, kw), (down, right) = p.out_size, p.kernel, p.dilation
-    tap_rows = met_taps(p.height, out_h, kh, top, down, 1)
+    tap_rows = taps_inside(p.height, out_h, kh, top, down, 1)
     planes, groups = p.batch * p.out_channels, ceil_div(p.out_channels, lanes)
     pixels = p.height * p.width + out_h * out_w
 
-    across = met_taps(p.width, out_w, kw, left, right, 4)
+    across = taps_inside(p.width, out_w, kw, left, right, 4)
     move = 0.17
     if not p.channels_last:  # blocks of pixels are transposed, the last of a plane like the others
         move = 0.25
@@ -84,7 +84,7 @@ def _forward_costs(p: Problem, lanes: int) -> tuple[float, float]:
     by_channels += groups * lanes * kh * kw * 0.33
 
     vectors = ceil_div(out_w, lanes)
-    across = met_taps(p.width, vectors * lanes, kw, left, right, 4 * lanes) / lanes
+    across = taps_inside(p.width, vectors * lanes, kw, left, right, 4 * lanes) / lanes
     moved = p.height * ceil_div(p.width, lanes) + out_h * vectors
     if kh <= STREAM_ROWS and not p.channels_last:
         # Every input row meets all rows of taps; few sums at once wait for one another, and a
@@ -104,7 +104,7 @@ def _forward_costs(p: Problem, lanes: int) -> tuple[float, float]:
 def _grad_costs(p: Problem, lanes: int) -> tuple[float, float]:
     top, _, left, _ = p.padding
     (out_h, out_w), (kh, kw), (down, right) = p.out_size, p.kernel, p.dilation
-    tap_rows = met_taps(p.height, out_h, kh, top, down, 1)
+    tap_rows = taps_inside(p.height, out_h, kh, top, down, 1)
     groups, pixels = ceil_div(p.out_channels, lanes), p.height * p.width + out_h * out_w
     columns = 4 if right == 1 else 1
 
@@ -131,10 +131,11 @@ def _grad_costs(p: Problem, lanes: int) -> tuple[float, float]:
             1500 + _shared(by_rows, items(p.out_channels)))
 
 
-def met_taps(size: int, outs: int, kernel: int, before: int, dilation: int, block: int) -> int:
-    """Of all outputs of an axis, the taps that meet the map, counted block by block of outputs.
+def taps_inside(size: int, outs: int, kernel: int, before: int, dilation: int, block: int) -> int:
+    """Count (output, tap) pairs along one axis whose input index is inside the feature map.
 
-    A tap that meets it for one output of a block is computed for all of them.
+    Outputs are taken in blocks: a tap that is inside for one output of a block is computed, and
+    counted, for all of them.
     """
     count = 0
     for begin in range(0, outs, block):
@@ -146,7 +147,7 @@ def met_taps(size: int, outs: int, kernel: int, before: int, dilation: int, bloc
     return count
 
 
-# -- the product of spectra ----------------------------------------------------------------------
+# -- the FFT convolution -------------------------------------------------------------------------
 
 class Tiles(NamedTuple):
     points: tuple[int, int]  # of the transforms, down and right
@@ -180,7 +181,7 @@ def fft_tiles(problem: Problem, lanes: int) -> Tiles | None:
 
 
 def fft_cost(problem: Problem, task: str, lanes: int) -> float:
-    """What the product of spectra takes.
+    """What the FFT convolution takes.
 
     Args:
         problem (Problem): Must be supported.

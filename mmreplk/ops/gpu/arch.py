@@ -86,5 +86,5 @@ def arch_of(device: torch.device | str) -> Arch:
 
 @cached
 def weakest() -> Arch:
-    """The device that choices are made for, so that they hold on each: see `gpu.estimates`."""
+    """The device that choices are made for, so that they hold on each: see `backend.estimate`."""
     return min(devices(), key=lambda a: (a.capability, a.sms * a.clock), default=arch())

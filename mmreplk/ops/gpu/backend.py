@@ -1,7 +1,7 @@
-"""The GPU path: Triton where it can serve, PyTorch's kernels, or an FFT product on request.
+"""The 'triton' backend, and what PyTorch's own kernels take on a GPU, to compare it with.
 
 Nothing here was timed: no GPU was at hand. Triton's times are those of the tile model
-(triton_tiles.py), a bound of memory, tensor cores and load instructions with guessed efficiencies.
+(tiles.py), a bound of memory, tensor cores and load instructions with guessed efficiencies.
 PyTorch's are fitted to published latencies of a 2080 Ti and carried over to other devices by
 multiprocessors, clock and bandwidth. So the choice is sound where one is several times the other,
 as for large kernels, and a guess where they are close, as for 3x3 and 5x5. The constants are to be
@@ -10,9 +10,11 @@ fitted again on the first GPU, to the rows of ``tools/benchmarks/tune_triton.py`
 
 import importlib.util
 
+import torch
+from torch import Tensor
+
 from ..caches import cached
 from ..problem import Problem
-from ..torch_fft import conv as fft
 from . import arch as triton_arch
 
 # PyTorch's own kernel, forward: clocks of a multiprocessor for an output, and for each tap of it,
@@ -32,24 +34,51 @@ _STREAM, _COPY = 0.8, 0.4
 _CALL, _TRITON_CALL = 1e-5, 3e-5
 
 
-def estimates(problem: Problem, task: str) -> dict[str, float | str | None]:
-    """Seconds each backend would take for a task, None if not estimated, or why it cannot serve.
+def supports(problem: Problem, task: str) -> tuple[bool, str]:
+    """Whether Triton can serve, and if not, why."""
+    if problem.device != 'cuda':
+        where = 'the CPU' if problem.device == 'cpu' else repr(problem.device)
+        return False, f'Triton runs on a GPU, the input is on {where}'
+    why = _without_triton()
+    if why:
+        return False, why
+    from . import launch as triton_launch
+    return triton_launch.supports(problem, task)
+
+
+def estimate(problem: Problem, task: str) -> float:
+    """Seconds that Triton would take for a task that it supports.
 
     Where the visible GPUs differ, the weakest decides, so that a choice holds on each of them.
-
-    Args:
-        problem (Problem): A valid problem with at least one output.
-        task (str): 'forward' or 'weight_grad'.
     """
+    from . import launch as triton_launch
     device = triton_arch.weakest()
-    out: dict[str, float | str | None] = {'torch': pytorch(problem, task, device)}
-    # No estimate, so never without being asked for: it looks at results on the host (to mend what
-    # a NaN has spread over), which CUDA graphs cannot record, and no figure says what it takes.
-    ok, why = fft.supports(problem)
-    out['fft'] = None if ok else why
-    out['direct'] = 'the compiled direct sum runs on a CPU'
-    out['triton'] = _without_triton() or _triton(problem, task, device)
-    return out
+    # Without TF32, the slower of the two: the choice is not to depend on PyTorch's switch.
+    time = triton_launch.estimate(problem, task, False, device)
+    if problem.channels_last:  # both feature maps are copied, that is read and written
+        time += 2 * problem.bytes_moved / (device.memory * _COPY)
+    return _TRITON_CALL + time
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
+            keep: bool = False) -> Tensor:
+    """The convolution by Triton; there is nothing to keep."""
+    from . import launch as triton_launch
+    return triton_launch.forward(x, weight, bias, problem, allow_tf32())
+
+
+def weight_grad(x: Tensor, grad: Tensor, problem: Problem) -> Tensor:
+    """The gradient of the weights by Triton."""
+    from . import launch as triton_launch
+    return triton_launch.weight_grad(x, grad, problem, allow_tf32())
+
+
+def allow_tf32() -> bool:
+    """PyTorch's switch for convolutions in float32."""
+    conv = getattr(torch.backends.cudnn, 'conv', None)
+    if conv is not None and hasattr(conv, 'fp32_precision'):
+        return conv.fp32_precision == 'tf32'
+    return torch.backends.cudnn.allow_tf32
 
 
 def pytorch(problem: Problem, task: str, device: triton_arch.Arch) -> float:
@@ -64,18 +93,6 @@ def pytorch(problem: Problem, task: str, device: triton_arch.Arch) -> float:
         cycles *= _GRADIENT
     moved = p.bytes_moved / (device.memory * _STREAM)
     return _CALL + max(cycles / (device.sms * device.clock), moved)
-
-
-def _triton(problem: Problem, task: str, device: triton_arch.Arch) -> float | str:
-    from . import launch as triton_launch
-    ok, why = triton_launch.supports(problem, task)
-    if not ok:
-        return why
-    # Without TF32, the slower of the two: the choice is not to depend on PyTorch's switch.
-    time = triton_launch.estimate(problem, task, False, device)
-    if problem.channels_last:  # both maps are copied, that is read and written
-        time += 2 * problem.bytes_moved / (device.memory * _COPY)
-    return _TRITON_CALL + time
 
 
 @cached

@@ -1,6 +1,6 @@
 """Where a transform has spread NaN, Inf or the error of huge inputs: those outputs once more.
 
-This goes with fft.py. The compiled kernels do the same inside a tile, see csrc/fft_guard.inc.c.
+This goes with conv.py. The compiled kernels do the same inside a tile, see csrc/fft_guard.inc.c.
 """
 
 import torch

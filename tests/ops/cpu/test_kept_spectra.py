@@ -12,17 +12,20 @@ import torch.nn.functional as F
 
 from mmreplk.ops import LargeKernelDWConv2d, dispatch, large_kernel_dwconv2d
 from mmreplk.ops.cpu import backend as cpu
+from mmreplk.ops.cpu import kept_spectra
 from mmreplk.ops.cpu import kernels as native
+from mmreplk.ops.torch_fft import backend as torch_fft
 from mmreplk.ops.torch_fft import conv as fft
 
-LIMIT = cpu.KeptSpectra.GEOMETRIES
+LIMIT = kept_spectra.KeptSpectra.GEOMETRIES
 
 
 @pytest.fixture(autouse=True)
 def kept(monkeypatch):
     """A keeper of its own for each test, empty at first."""
-    keeper = cpu.KeptSpectra()
-    monkeypatch.setattr(cpu, '_kept', keeper)
+    keeper = kept_spectra.KeptSpectra()
+    for module in (cpu, torch_fft):
+        monkeypatch.setattr(module, 'kept_spectra', keeper)
     return keeper
 
 

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmreplk.ops import custom_ops as operators
 from mmreplk.ops import dispatch
 from mmreplk.ops.functional import problem_of
 from mmreplk.ops.gpu import arch as triton_arch
@@ -173,10 +172,10 @@ def test_more_of_a_device_is_never_slower(on):
     for change in (dict(multi_processor_count=66), dict(clock_rate=990000),
                    dict(memory_clock_rate=1300000)):
         on(H100)
-        whole = {task: gpu.estimates(p, task) for task in TASKS}
+        whole = {task: dispatch.candidates(p, task) for task in TASKS}
         on(SimpleNamespace(**{**vars(H100), **change}))
         for task in TASKS:
-            less = gpu.estimates(p, task)
+            less = dispatch.candidates(p, task)
             assert all(less[name] >= whole[task][name]
                        for name in ('torch', 'triton') if isinstance(less[name], float))
 
@@ -194,7 +193,7 @@ def test_pytorchs_estimate_follows_the_published_latencies(on, size):
     on(RTX2080TI)
     for kernel, milliseconds in zip((3, 5, 7, 9, 13, 17, 21, 27, 29, 31), PUBLISHED[size],
                                     strict=True):
-        time = 24e3 * gpu.estimates(problem(size=size, kernel=kernel, dtype=torch.float32),
+        time = 24e3 * dispatch.candidates(problem(size=size, kernel=kernel, dtype=torch.float32),
                                     'forward')['torch']
         assert 0.8 < time / milliseconds < 1.4
 
@@ -207,7 +206,7 @@ def test_maps_are_not_copied_as_a_whole(monkeypatch):
     problem, seen = problem_of(x, weight, None, 1, 6, 1), []
     monkeypatch.setattr(launch, 'forward', lambda *args: seen.extend(args[:1]) or x)
     monkeypatch.setattr(launch, 'weight_grad', lambda *args: seen.extend(args[:2]) or weight)
-    operators.forward(x, weight, None, problem, 'triton', False)
-    operators.weight_grad(x, x, problem, 'triton')
+    dispatch.forward(x, weight, None, problem, 'triton', False)
+    dispatch.weight_grad(x, x, problem, 'triton')
     assert len(seen) == 3
     assert all(t is x for t in seen)
