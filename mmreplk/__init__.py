@@ -31,6 +31,7 @@ if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     from .models import RepLKNet
     from .training import (  # noqa: F401  # registers them
         checkpoint_hook,
+        data_hook,
         finite_loss,
         fsdp,
         layer_decay,

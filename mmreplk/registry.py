@@ -1,16 +1,53 @@
-"""The registry node of mmreplk.
+"""The registries of mmreplk: children of MMEngine's own, with the scope ``mmreplk``.
 
-``MODELS`` is a child of MMEngine's root registry with the scope ``mmreplk``, so that
-``type='mmreplk.RepLKNet'`` is found from every default scope. MMEngine imports this module by
-itself when it meets that scope.
+``type='mmreplk.RepLKNet'`` or ``type='mmreplk.SafeCheckpointHook'`` is found through them from
+every default scope. MMEngine imports this module by itself when it meets that scope.
 """
 
-from mmengine.registry import MODELS as MMENGINE_MODELS
+from collections.abc import Callable
+
+from mmengine import registry as mmengine_registry
+from mmengine.registry import MODELS as MMENGINE_MODELS  # noqa: F401  # for the models
 from mmengine.registry import Registry
 
 from .packages import check_package_sets
 
 check_package_sets()
 
-MODELS = Registry(
-    'model', parent=MMENGINE_MODELS, scope='mmreplk', locations=['mmreplk.models'])
+
+def _child(name: str, *modules: str) -> Registry:
+    """A child of one of MMEngine's root registries."""
+    parent = getattr(mmengine_registry, name)
+    return Registry(parent.name, parent=parent, scope='mmreplk',
+                    locations=[f'mmreplk.{module}' for module in modules])
+
+
+MODELS = _child('MODELS', 'models')
+HOOKS = _child(
+    'HOOKS', 'training.checkpoint_hook', 'training.cpu_fallbacks', 'training.data_hook',
+    'training.finite_loss', 'training.metrics_file', 'training.recipe_samples',
+    'training.resumable_rng')
+DATASETS = _child('DATASETS', 'training.guarded_dataset')
+DATA_SAMPLERS = _child('DATA_SAMPLERS', 'training.resumable_rng')
+OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'training.cpu_fallbacks')
+OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS', 'training.layer_decay')
+STRATEGIES = _child('STRATEGIES', 'training.fsdp')
+FUNCTIONS = _child('FUNCTIONS', 'training.fsdp')
+
+
+def register(registry: Registry) -> Callable:
+    """Register a class or function under ``mmreplk.NAME`` and, for bare names, at the root.
+
+    Args:
+        registry (Registry): One of this module's.
+
+    Returns:
+        Callable: A decorator.
+    """
+
+    def decorator(item):
+        registry.register_module(module=item)
+        registry.parent.register_module(module=item)
+        return item
+
+    return decorator

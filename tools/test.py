@@ -13,8 +13,7 @@ try:
     from mmreplk.commands import arguments as cli
     from mmreplk.commands import checks as preflight
     from mmreplk.commands import evaluation, launch
-    from mmreplk.training import fsdp, metrics_file
-    from mmreplk.training.guarded_dataset import guard_data
+    from mmreplk.training import fsdp, harden
     from mmreplk.weights.safe_load import forbid_code
 except (ImportError, RuntimeError) as error:
     print(f'test.py: error: {error}', file=sys.stderr)
@@ -43,7 +42,7 @@ def main():
         cfg.load_from, cfg.resume = args.checkpoint, False
         preflight.preflight_test(cfg, args.launcher)
         evaluation.name_as_test(cfg)
-        metrics_file.use_safe_metrics(cfg)
+        notes.append(harden(cfg))
         notes.append(fsdp.unshard(cfg))
         if args.tta:
             evaluation.use_tta(cfg)
@@ -63,7 +62,6 @@ def main():
             os.makedirs(args.out, exist_ok=True)
     with launch.process_group(cfg, args.launcher):
         runner = cli.build_runner(cfg, *notes)
-        guard_data(runner)
         runner.test()
     launch.finish(args.launcher)
 

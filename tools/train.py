@@ -25,10 +25,7 @@ try:
     from mmreplk.commands import (
         train_options as options,
     )
-    from mmreplk.training import checkpoint_hook as checkpoints
-    from mmreplk.training import resumable
-    from mmreplk.training.finite_loss import use_finite_loss
-    from mmreplk.training.guarded_dataset import guard_data
+    from mmreplk.training import harden, resumable
     from mmreplk.weights.safe_load import forbid_code
 except (ImportError, RuntimeError) as error:
     print(f'train.py: error: {error}', file=sys.stderr)
@@ -68,12 +65,10 @@ def main():
             notes.append(reduce.reduce_model(cfg, args.reduce))
         notes.append(preflight.preflight_train(cfg, args.launcher))
         notes.append(launch.fit_to_hardware(cfg, args.launcher))
-        checkpoints.use_safe_checkpoints(cfg)
+        notes.append(harden(cfg))
         preflight.make_work_dir(cfg)
     with launch.process_group(cfg, args.launcher):
         runner = cli.build_runner(cfg, *notes)
-        guard_data(runner, repeatable=cfg.get('repeatable', True))
-        use_finite_loss(runner)
         runner.train()
     launch.finish(args.launcher)
 

@@ -4,13 +4,21 @@ custom_imports = dict(imports=['mmreplk'], allow_failed_imports=False)
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    logger=dict(
+        type='mmreplk.SafeLoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3, save_best='mIoU'),
+        type='mmreplk.SafeCheckpointHook',
+        by_epoch=False,
+        interval=16000,
+        max_keep_ckpts=3,
+        save_best='mIoU'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
-    recipe_samples=dict(type='RecipeSamplesHook'))
+    recipe_samples=dict(type='mmreplk.RecipeSamplesHook'),
+    finite_loss=dict(type='mmreplk.FiniteLossHook'),
+    guarded_data=dict(type='mmreplk.GuardedDataHook'),
+    repeatable_random=dict(type='mmreplk.RepeatableRandomHook'))
 
 env_cfg = dict(
     cudnn_benchmark=True,

@@ -4,17 +4,20 @@ custom_imports = dict(imports=['mmreplk'], allow_failed_imports=False)
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50),
+    logger=dict(type='mmreplk.SafeLoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook',
+        type='mmreplk.SafeCheckpointHook',
         interval=1,
         max_keep_ckpts=3,
         save_best='coco/bbox_mAP',
         rule='greater'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),
-    recipe_samples=dict(type='RecipeSamplesHook'))
+    recipe_samples=dict(type='mmreplk.RecipeSamplesHook'),
+    finite_loss=dict(type='mmreplk.FiniteLossHook'),
+    guarded_data=dict(type='mmreplk.GuardedDataHook'),
+    repeatable_random=dict(type='mmreplk.RepeatableRandomHook'))
 
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -7,13 +7,13 @@ from mmengine.config import Config
 from mmengine.dist import all_reduce_params
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 
 from ..config.edit import import_in_config
 from ..config.types import class_of
+from ..registry import HOOKS, OPTIM_WRAPPERS, register
 
 
-@OPTIM_WRAPPERS.register_module()
+@register(OPTIM_WRAPPERS)
 class CpuAmpOptimWrapper(OptimWrapper):
     """Mixed precision on a CPU: bfloat16 under autocast.
 
@@ -32,7 +32,7 @@ class CpuAmpOptimWrapper(OptimWrapper):
             yield
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class AverageBuffersHook(Hook):
     """Average the running statistics of BN over the processes, after every iteration.
 
@@ -65,8 +65,8 @@ def use_cpu_modules(cfg: Config, distributed: bool) -> list[str]:
     if class_of(wrapper, 'OPTIM_WRAPPERS', cfg.get('default_scope')) is AmpOptimWrapper:
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(key, None)
-        wrapper['type'] = 'CpuAmpOptimWrapper'
-        import_in_config(cfg, __name__)
+        wrapper['type'] = 'mmreplk.CpuAmpOptimWrapper'
+        import_in_config(cfg, 'mmreplk')
         notes.append('bfloat16 without a loss scaler')
     if distributed:
         ddp = cfg.get('model_wrapper_cfg') or dict(
@@ -76,8 +76,9 @@ def use_cpu_modules(cfg: Config, distributed: bool) -> list[str]:
         # The Runner fills in LOCAL_RANK otherwise, which torch refuses for a model on the CPU.
         ddp['device_ids'] = None
         cfg.model_wrapper_cfg = ddp
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='AverageBuffersHook')]
+        cfg.custom_hooks = [
+            *(cfg.get('custom_hooks') or []), dict(type='mmreplk.AverageBuffersHook')]
         if 'env_cfg' in cfg and 'dist_cfg' in cfg.env_cfg:
             cfg.env_cfg.dist_cfg.backend = 'gloo'
-        import_in_config(cfg, __name__)
+        import_in_config(cfg, 'mmreplk')
     return notes

@@ -7,19 +7,21 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS
+
+from ..registry import HOOKS, register
 
 POLICIES = ('stop', 'skip')
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class FiniteLossHook(Hook):
     """Stop a run whose loss is NaN or infinite, or leave such iterations out; name their files.
 
     A gradient that overflows in float16 is not meant: its loss is finite, and the scaler of
     ``AmpOptimWrapper`` leaves the step out and halves its factor.
 
-    MMEngine's ``CheckInvalidLossHook`` looks at every 50th iteration, after the optimizer's step.
+    MMDetection's ``CheckInvalidLossHook`` looks at every 50th iteration, after the optimizer's
+    step.
 
     Args:
         policy (str): ``'stop'`` ends the run with an error before another checkpoint is written.
@@ -43,11 +45,11 @@ class FiniteLossHook(Hook):
             raise ValueError(f'FiniteLossHook: most={most!r} must be a positive int')
         self.policy, self.most = policy, most
         self._left_out = 0  # in a row
-        self._skipped = False
+        self._skipped = self._gives_way = False
         self._buffers = {}
 
     def before_train(self, runner) -> None:
-        """With ``'skip'``: put a check before the optimizer's step.
+        """With ``'skip'``: check before the optimizer's step. With ``'stop'``: give way to that.
 
         Args:
             runner (Runner): The runner.
@@ -56,6 +58,9 @@ class FiniteLossHook(Hook):
             ValueError: If there are several optimizers, of which this hook knows nothing.
         """
         if self.policy == 'stop':
+            # The runtime of our configs has one that stops; a user's that goes on wins.
+            self._gives_way = any(isinstance(hook, FiniteLossHook) and hook.policy == 'skip'
+                                  for hook in runner.hooks)
             return
         wrapper = runner.optim_wrapper
         if not isinstance(wrapper, OptimWrapper):
@@ -92,6 +97,8 @@ class FiniteLossHook(Hook):
         Raises:
             FloatingPointError: If the loss is not finite and the run must not go on.
         """
+        if self._gives_way:
+            return
         losses = {name: torch.as_tensor(value).item() for name, value in (outputs or {}).items()
                   if 'loss' in name and torch.as_tensor(value).numel() == 1}
         bad = {name: value for name, value in losses.items() if not abs(value) < float('inf')}
@@ -112,7 +119,7 @@ class FiniteLossHook(Hook):
                   '(optim_wrapper.clip_grad)')
         if self.policy == 'stop':
             advice += (', or leave such iterations out: '
-                       "custom_hooks=[dict(type='FiniteLossHook', policy='skip')]")
+                       "custom_hooks=[dict(type='mmreplk.FiniteLossHook', policy='skip')]")
         raise FloatingPointError(
             f'{text} {"It is one too many in a row. " if self._skipped else ""}The run ends here; '
             f'its last checkpoint is from before. {advice}.')
@@ -153,13 +160,3 @@ def batch_files(data_batch) -> list[str]:
 def _buffers(runner) -> dict[str, torch.Tensor]:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     return dict(model.named_buffers())
-
-
-def use_finite_loss(runner) -> None:
-    """Add the hook to a Runner that has none.
-
-    Args:
-        runner (Runner): MMEngine's.
-    """
-    if not any(isinstance(hook, FiniteLossHook) for hook in runner.hooks):
-        runner.register_hook(FiniteLossHook())

@@ -7,7 +7,6 @@ from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import MessageHub
-from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -15,11 +14,12 @@ from ..config.types import type_names
 from ..files import write_whole
 from ..models.blocks import ConvFFN, RepLKBlock
 from ..paths import is_remote
+from ..registry import FUNCTIONS, STRATEGIES, register
 
 OPTIMIZER_KEYS = ('state', 'param_groups')
 
 
-@FUNCTIONS.register_module()
+@register(FUNCTIONS)
 def wrap_replknet_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
     """An ``auto_wrap_policy``: every RepLKBlock and ConvFFN becomes a unit of its own.
 
@@ -38,7 +38,7 @@ def wrap_replknet_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int
     return recurse or isinstance(module, (RepLKBlock, ConvFFN))
 
 
-@STRATEGIES.register_module()
+@register(STRATEGIES)
 class ResumableFSDPStrategy(FSDPStrategy):
     """MMEngine's ``FSDPStrategy``, able to resume.
 

@@ -1,15 +1,16 @@
-"""A data set whose samples are random by their number, and whose errors name their files."""
+"""A dataset whose samples are random by their number, and whose errors name their files."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from mmengine.dist import get_rank
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS as ROOT_DATASETS
 from torch.utils.data import Dataset
 
-from .labels import LabelRule, ignored_by, label_rules
-from .resumable_rng import NumberedIndex, NumberingSampler, RepeatableRandomHook, seed_for_sample
+from ..registry import DATASETS, register
+from .labels import LabelRule
+from .resumable_rng import NumberedIndex, seed_for_sample
 
 # Where the codebases keep the files that a sample is made of.
 FILE_KEYS = ('img_path', 'seg_map_path')
@@ -19,11 +20,12 @@ class SampleError(RuntimeError):
     """A sample that cannot be used; the message names its files."""
 
 
+@register(DATASETS)
 class GuardedDataset(Dataset):
-    """A data set around another one; whatever is not defined here is that one's.
+    """A dataset around another one; whatever is not defined here is that one's.
 
     Args:
-        dataset (dict): Config of the other data set.
+        dataset (dict | Dataset): The other dataset, or its config.
         labels (tuple[LabelRule, ...]): The labels that the model can do with, from
             :func:`.labels.label_rules`; samples with others are refused. Defaults to none: any.
         seed (int, optional): The run's seed, for training. Defaults to None: the generators are
@@ -32,9 +34,9 @@ class GuardedDataset(Dataset):
 
     _own = frozenset(('inner', '_labels', '_seed', '_rank'))
 
-    def __init__(self, dataset: dict, labels: tuple[LabelRule, ...] = (),
+    def __init__(self, dataset: dict | Dataset, labels: tuple[LabelRule, ...] = (),
                  seed: int | None = None):
-        self.inner = DATASETS.build(dataset)
+        self.inner = ROOT_DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self._labels, self._seed, self._rank = labels, seed, get_rank()
 
     def __len__(self) -> int:
@@ -56,7 +58,7 @@ class GuardedDataset(Dataset):
             index (int): Which; a :class:`.resumable_rng.NumberedIndex` also says for which time.
 
         Returns:
-            dict: As of the other data set.
+            dict: As of the other dataset.
 
         Raises:
             SampleError: If its files cannot be read or do not suit the pipeline, image and label
@@ -89,7 +91,7 @@ class GuardedDataset(Dataset):
         try:
             found = self.inner.get_data_info(index)
             files = [found[key] for key in FILE_KEYS if found.get(key)]
-        except Exception:  # not every data set can tell
+        except Exception:  # not every dataset can tell
             files = []
         kind = type(self.inner).__name__
         return f'{" with ".join(map(repr, files))} (sample {index} of {kind})' if files else (
@@ -127,27 +129,3 @@ def _labels(sample) -> Iterator[np.ndarray]:
         if labels.is_floating_point():  # soft labels
             continue
         yield labels.numpy()
-
-
-def guard_data(runner, repeatable: bool = False) -> None:
-    """Guard the data of a Runner whose loops are not built yet.
-
-    Args:
-        runner (Runner): MMEngine's, changed in place. Loaders that are objects already stay.
-        repeatable (bool): Whether the randomness of the training is to depend on the seed and on
-            counters alone; see :mod:`.resumable_rng`. Defaults to False.
-    """
-    for phase in ('train', 'val', 'test'):
-        loader = getattr(runner, f'_{phase}_dataloader', None)
-        if not isinstance(loader, dict) or not isinstance(loader.get('dataset'), dict):
-            continue
-        loader = dict(loader)
-        labels = label_rules(runner.cfg, phase, ignored_by(loader['dataset']))
-        dataset = dict(type=GuardedDataset, dataset=loader['dataset'], labels=labels)
-        if phase == 'train' and repeatable and isinstance(loader.get('sampler'), dict):
-            dataset['seed'] = runner.seed
-            loader['sampler'] = dict(type=NumberingSampler, sampler=loader['sampler'])
-        loader['dataset'] = dataset
-        setattr(runner, f'_{phase}_dataloader', loader)
-    if repeatable:
-        runner.register_hook(RepeatableRandomHook())

@@ -4,10 +4,10 @@ from numbers import Real
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from ..models import RepLKNet
+from ..registry import OPTIM_WRAPPER_CONSTRUCTORS, register
 
 PAIRS_PER_GROUP = 2  # pairs of RepLKBlock and ConvFFN that share a learning rate
 
@@ -51,7 +51,7 @@ def layer_groups(backbone: RepLKNet) -> tuple[dict[int, int], int]:
     return {id(p): number for module, number in modules for p in module.parameters()}, group
 
 
-@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+@register(OPTIM_WRAPPER_CONSTRUCTORS)
 class RepLKNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
     """MMEngine's default constructor with a learning rate that decays towards the input.
 

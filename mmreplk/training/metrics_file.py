@@ -2,16 +2,14 @@
 
 import os.path as osp
 
-from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import dump
 from mmengine.hooks import LoggerHook
-from mmengine.registry import HOOKS
 
-from ..config.edit import replace_default_hook
+from ..registry import HOOKS, register
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class SafeLoggerHook(LoggerHook):
     """MMEngine's ``LoggerHook``, for tests on several processes.
 
@@ -32,12 +30,3 @@ class SafeLoggerHook(LoggerHook):
         runner.logger.info(text)
         if is_main_process():
             dump(self._process_tags(tag), osp.join(runner.log_dir, self.json_log_path))
-
-
-def use_safe_metrics(cfg: Config) -> None:
-    """Put ``SafeLoggerHook`` where a config has MMEngine's, or nothing; other hooks stay.
-
-    Args:
-        cfg (Config): The full config, changed in place.
-    """
-    replace_default_hook(cfg, 'logger', LoggerHook, 'SafeLoggerHook')

@@ -216,7 +216,7 @@ def test_batch_and_samples(name):
     data = dict(mmdet='coco', mmpretrain='imagenet').get(scope_of(name))
     per_length = TRAIN_IMAGES[data] if data else recipe.batch
     hook = cfg.default_hooks.recipe_samples
-    assert hook == dict(type='RecipeSamplesHook', samples=recipe.length * per_length)
+    assert hook == dict(type='mmreplk.RecipeSamplesHook', samples=recipe.length * per_length)
 
 
 @recipes

@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
-from mmengine.hooks import CheckpointHook
 
 from mmreplk.commands import (
     arguments as cli,
@@ -26,12 +25,11 @@ from mmreplk.commands import (
 from mmreplk.commands import (
     train_options as options,
 )
-from mmreplk.config import edit as stand_ins
 from mmreplk.config.types import class_of
 from mmreplk.deploy import merge as deploy
 from mmreplk.deploy import onnx as onnx_export
 from mmreplk.training import cpu_fallbacks as cpu
-from mmreplk.training import fsdp
+from mmreplk.training import fsdp, harden
 
 WHERE = dict(
     RepLKNet='mmreplk.models', EncoderDecoder='mmseg.models', SegDataPreProcessor='mmseg.models',
@@ -108,11 +106,12 @@ def test_every_option_finds_its_part(seg_bench, form, monkeypatch, randomize_nor
     options.use_amp(cfg)
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     cpu.use_cpu_modules(cfg, distributed=False)
-    assert cfg.optim_wrapper.type == 'CpuAmpOptimWrapper'
+    assert cfg.optim_wrapper.type == 'mmreplk.CpuAmpOptimWrapper'
     evaluation.use_out(cfg, 'out')
     assert cfg.test_evaluator[0].output_dir == 'out'
-    stand_ins.replace_default_hook(cfg, 'checkpoint', CheckpointHook, 'SafeCheckpointHook')
-    assert cfg.default_hooks.checkpoint.type == 'SafeCheckpointHook'
+    harden(cfg)
+    assert cfg.default_hooks.checkpoint.type == 'mmreplk.SafeCheckpointHook'
+    assert cfg.default_hooks.logger.type == 'mmreplk.SafeLoggerHook'
     assert launch.replace_sync_bn(cfg.model) == 2
     inference.use_known_names(cfg)
     names = [step['type'] for step in cfg.test_dataloader.dataset.pipeline]

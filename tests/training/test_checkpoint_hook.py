@@ -6,11 +6,9 @@ import os
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.hooks import CheckpointHook
 
 from mmreplk import files as whole_files
 from mmreplk.training import checkpoint_hook as checkpoints
-from mmreplk.training.checkpoint_hook import use_safe_checkpoints
 from mmreplk.training.resumable import find_resumable, use_seed_of
 from mmreplk.weights.safe_load import UnsafeFileError
 
@@ -130,20 +128,6 @@ def test_the_seed_of_the_checkpoint(run):
     run.cfg.randomness = dict(seed=5, deterministic=True)
     assert 'seed 77 of the checkpoint, not with randomness.seed=5' in use_seed_of(run.cfg, path)
     assert run.cfg.randomness == dict(seed=77, deterministic=True)
-
-
-def test_which_hooks_are_replaced():
-    for hooks in ({}, dict(checkpoint=dict(type='CheckpointHook', interval=3)),
-                  dict(checkpoint=dict(type=CheckpointHook, interval=3))):
-        cfg = Config(dict(default_hooks=hooks))
-        use_safe_checkpoints(cfg)
-        assert cfg.default_hooks.checkpoint == dict(
-            type='SafeCheckpointHook', interval=3 if hooks else 1)
-        assert 'mmreplk' in cfg.custom_imports.imports
-    for hook in (None, dict(type='MyHook')):
-        cfg = Config(dict(default_hooks=dict(checkpoint=hook)))
-        use_safe_checkpoints(cfg)
-        assert cfg.default_hooks.checkpoint == hook
 
 
 def test_a_file_is_replaced_at_once(tmp_path, monkeypatch):

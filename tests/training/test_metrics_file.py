@@ -4,8 +4,6 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from mmengine.config import Config
-from mmengine.hooks import LoggerHook
 
 from mmreplk.training import metrics_file
 
@@ -27,17 +25,3 @@ def test_process_0_alone_writes(rank, tmp_path, monkeypatch):
     assert lines == ['mIoU: 1.5']
     files = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
     assert files == ({'now.json': {'mIoU': 1.5, 'IoU': [1, 2]}} if rank == 0 else {})
-
-
-def test_which_hooks_are_replaced():
-    for hooks in ({}, dict(logger=dict(type='LoggerHook', interval=3)),
-                  dict(logger=dict(type=LoggerHook, interval=3))):
-        cfg = Config(dict(default_hooks=hooks))
-        metrics_file.use_safe_metrics(cfg)
-        assert cfg.default_hooks.logger == dict(
-            type='SafeLoggerHook', **(dict(interval=3) if hooks else {}))
-        assert 'mmreplk' in cfg.custom_imports.imports
-    for hook in (None, dict(type='MyHook')):
-        cfg = Config(dict(default_hooks=dict(logger=hook)))
-        metrics_file.use_safe_metrics(cfg)
-        assert cfg.default_hooks.logger == hook
