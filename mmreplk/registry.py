@@ -7,12 +7,16 @@ every default scope. MMEngine imports this module by itself when it meets that s
 from collections.abc import Callable
 
 from mmengine import registry as mmengine_registry
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import MODELS as MMENGINE_MODELS  # noqa: F401  # for the models
 from mmengine.registry import Registry
 
 from .packages import check_package_sets
 
 check_package_sets()
+
+# MMEngine's table of packages, in which mmengine.hub looks up mmreplk::configs/NAME.py.
+MODULE2PACKAGE.setdefault('mmreplk', 'mmreplk')
 
 
 def _child(name: str, *modules: str) -> Registry:

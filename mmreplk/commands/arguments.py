@@ -10,6 +10,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..config import files
 from ..config.types import scope_of
 from ..paths import check_file
 from .launch import PROCESS_ENV, has_gpu, local_rank
@@ -88,7 +89,7 @@ def read_config(path: str, options: dict | None = None) -> Config:
         check_file(path, 'CONFIG',
                    'Check the path, or name a packaged config as mmreplk::NAME.py.')
     try:
-        cfg = Config.fromfile(path)
+        cfg = files.read(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise ValueError(f'CONFIG {path}: {type(error).__name__}: {error}') from error
     try:
