@@ -14,12 +14,12 @@ CSRC = 'mmreplk/ops/cpu/csrc'
 
 
 class BuildWithMim(build_py):
-    """Copy configs, tools and model index to where MIM and ``mmreplk::NAME.py`` look for them."""
+    """Copy configs, tools and model index to where MIM, MMEngine's hub and we look for them."""
 
     def run(self):
         super().run()
         if self.editable_mode:
-            return  # a checkout is read in place, see mmreplk/config/files.py
+            return  # a checkout is read in place, through the links in mmreplk/.mim
         for folder in ('configs', 'tools'):
             target = Path(self.build_lib, 'mmreplk', '.mim', folder)
             shutil.rmtree(target, ignore_errors=True)

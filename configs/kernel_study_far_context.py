@@ -10,6 +10,7 @@ _base_ = ['_base_/datasets/far_context_ade20k.py', '_base_/default_runtime.py']
 channels = [16, 32]
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
+    _scope_='mmseg',
     type='EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',

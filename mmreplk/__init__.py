@@ -1,16 +1,17 @@
 """mmreplk: RepLKNet (CVPR 2022, arXiv 2203.06717) for MMSegmentation, MMDetection and MMPretrain.
 
-Importing the package registers ``RepLKNet`` and what its configs name (a hook, an optimizer
-constructor, an FSDP policy), and makes ``mmreplk::NAME.py`` a config path that MMEngine
-understands; see :mod:`mmreplk.registry`, :mod:`mmreplk.config.files` and :mod:`mmreplk.hub`.
-Nothing else happens at import, and without MMEngine and MMCV nothing is registered at all.
+Importing the package registers ``RepLKNet`` and what its configs name (hooks, an optimizer
+constructor, an FSDP policy), and enters mmreplk in MMEngine's table of packages; see
+:mod:`mmreplk.registry`. Nothing else happens at import, nothing of MMEngine is replaced, and
+without MMEngine and MMCV nothing is registered at all.
 """
 
 from importlib.util import find_spec
 
+from .config.files import config_path
 from .version import __version__
 
-__all__ = ['RepLKNet', '__version__', 'found_packages']
+__all__ = ['RepLKNet', '__version__', 'config_path', 'found_packages']
 
 
 def found_packages() -> dict[str, str | None]:
@@ -27,12 +28,7 @@ def found_packages() -> dict[str, str | None]:
 
 if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     from . import training  # noqa: F401  # registers what configs name
-    from .config.files import register_config_scope
-    from .hub import register_hub_scope
     from .models import RepLKNet
-
-    register_config_scope()
-    register_hub_scope()
 else:
 
     def __getattr__(name):

@@ -1,18 +1,16 @@
-"""``mmengine.hub`` for the configs packaged with mmreplk: ``get_model('mmreplk::NAME.py')``.
+"""Packaged configs with their weights, and models for one process.
 
-MMEngine's hub knows a fixed list of packages with ``folder/file`` configs and one registry each.
-Ours are flat files for three codebases, so paths with the scope ``mmreplk`` are answered here, and
-every other path by MMEngine unchanged.
+``mmengine.hub`` finds them too, as ``mmreplk::configs/NAME.py``. What it lacks: BN in place of
+SyncBN, a check that the weights fit, and a word on where weights come from that it cannot fetch.
 """
 
-import functools
+from pathlib import Path
 
-import mmengine.hub
 from mmengine.config import Config
 from mmengine.fileio import load
 from torch import nn
 
-from .config.files import PREFIX, config_root, resolve
+from .config.files import PREFIX, config_path, config_root
 
 
 def find_weights(name: str) -> str:
@@ -27,7 +25,7 @@ def find_weights(name: str) -> str:
     Raises:
         ValueError: If it lists none that can be downloaded by their address.
     """
-    models = {entry['Config'].partition('/')[-1]: entry
+    models = {Path(entry['Config']).name: entry
               for entry in load(config_root() / 'metafile.yml')['Models']}
     entry = models.get(name, {})
     if 'Weights' in entry:
@@ -36,7 +34,7 @@ def find_weights(name: str) -> str:
     remedy = (f'The authors offer theirs at {source}; download them, convert them with '
               'tools/convert_checkpoint.py, and load the result' if source else
               'Nobody has published any')
-    raise ValueError(f'{PREFIX}{name}: pretrained=True, but no weights can be downloaded by an '
+    raise ValueError(f'{name}: pretrained=True, but no weights can be downloaded by an '
                      f'address. {remedy}.')
 
 
@@ -44,7 +42,7 @@ def get_config(cfg_path: str, pretrained: bool = False) -> Config:
     """Read a packaged config, as ``mmengine.hub.get_config``.
 
     Args:
-        cfg_path (str): ``mmreplk::NAME.py``.
+        cfg_path (str): ``NAME`` or ``NAME.py``, also with ``mmreplk::`` before it.
         pretrained (bool): Whether to store the address of its weights as ``model_path``. Defaults
             to False.
 
@@ -55,10 +53,10 @@ def get_config(cfg_path: str, pretrained: bool = False) -> Config:
         FileNotFoundError: If there is no such config.
         ValueError: If its weights are asked for and cannot be downloaded.
     """
-    cfg = Config.fromfile(resolve(cfg_path))
+    path = config_path(cfg_path.removeprefix(PREFIX))
+    cfg = Config.fromfile(path)
     if pretrained:
-        name = cfg_path[len(PREFIX):]
-        cfg.model_path = find_weights(name if name.endswith('.py') else f'{name}.py')
+        cfg.model_path = find_weights(Path(path).name)
     return cfg
 
 
@@ -68,7 +66,7 @@ def get_model(cfg_path: str, pretrained: bool = False, **kwargs) -> nn.Module:
     BN stands in for SyncBN; the weights are the same.
 
     Args:
-        cfg_path (str): ``mmreplk::NAME.py``.
+        cfg_path (str): ``NAME`` or ``NAME.py``, also with ``mmreplk::`` before it.
         pretrained (bool): Whether to load its weights. Defaults to False.
         **kwargs: Default arguments of the model.
 
@@ -99,25 +97,3 @@ def get_model(cfg_path: str, pretrained: bool = False, **kwargs) -> nn.Module:
         load_state_dict(model, state_for_mmengine(checkpoint))
         model._is_init = True  # MMEngine's mark for weights that a Runner must not draw again
     return model
-
-
-def register_hub_scope() -> None:
-    """Teach ``mmengine.hub`` the scope ``mmreplk``, once."""
-    if getattr(mmengine.hub.get_model, 'knows_mmreplk', False):
-        return
-    for ours in (get_config, get_model):
-        name = ours.__name__
-        routed = _route(ours, getattr(mmengine.hub, name))
-        setattr(mmengine.hub, name, routed)
-        setattr(mmengine.hub.hub, name, routed)
-
-
-def _route(ours, theirs):
-
-    @functools.wraps(theirs)
-    def by_scope(cfg_path, *args, **kwargs):
-        function = ours if cfg_path.startswith(PREFIX) else theirs
-        return function(cfg_path, *args, **kwargs)
-
-    by_scope.knows_mmreplk = True
-    return by_scope

@@ -6,11 +6,15 @@ by itself when it meets that scope, and the modules in ``locations`` when it loo
 """
 
 from mmengine import registry as mmengine_registry
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry
 
 from .packages import check_package_sets
 
 check_package_sets()
+
+# MMEngine's table of packages, in which mmengine.hub looks up mmreplk::configs/NAME.py.
+MODULE2PACKAGE.setdefault('mmreplk', 'mmreplk')
 
 MMENGINE_MODELS = mmengine_registry.MODELS
 MODELS = Registry(

@@ -21,6 +21,7 @@ RANKS = {
     'deploy': 5,
     'analysis': 5,
     'hub': 6,
+    'utils': 6,
     'commands': 6,
     '__init__': 7,
     'tools': 8,

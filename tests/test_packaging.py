@@ -22,11 +22,11 @@ def test_plain_install_finds_the_packaged_configs(tmp_path):
     code = '''
 import mmreplk
 from mmengine.config import Config
-cfg = Config.fromfile('mmreplk::upernet_replknet31b_ade20k.py')
+cfg = Config.fromfile(mmreplk.config_path('upernet_replknet31b_ade20k'))
 from mmengine.config.utils import _get_cfg_metainfo  # how MMEngine's hub reads the metafiles
 from mmengine.hub import get_config
 from mmengine.utils import get_installed_path
-name = 'replknet31b_imagenet_224.py'
+name = 'configs/replknet31b_imagenet_224.py'
 weights = _get_cfg_metainfo(get_installed_path('mmreplk'), name)['Weights']
 assert get_config(f'mmreplk::{name}', pretrained=True).model_path == weights
 print(weights, mmreplk.__file__, cfg.filename, cfg.model.backbone.arch)

@@ -9,7 +9,7 @@ import os.path as osp
 import sys
 
 try:
-    import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
+    import mmreplk  # noqa: F401  # registers RepLKNet
     from mmreplk.analysis.erf import models as erf_models
     from mmreplk.analysis.erf import runs as erf_runs
     from mmreplk.commands import arguments as cli

@@ -11,7 +11,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 os.environ.setdefault('KINETO_LOG_LEVEL', '6')
 
 try:
-    import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
+    import mmreplk  # noqa: F401  # registers RepLKNet
     from mmreplk.analysis import cost_of, draw_costs, format_cost, format_shares, latency_of
     from mmreplk.commands import arguments as cli
     from mmreplk.commands import checks as preflight

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 try:
-    import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
+    import mmreplk  # noqa: F401  # registers RepLKNet
     from mmreplk.commands import arguments as cli
     from mmreplk.commands import checks as preflight
     from mmreplk.commands import inference, launch

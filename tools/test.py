@@ -9,7 +9,7 @@ import sys
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 try:
-    import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
+    import mmreplk  # noqa: F401  # registers RepLKNet
     from mmreplk.commands import arguments as cli
     from mmreplk.commands import checks as preflight
     from mmreplk.commands import evaluation, launch

@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from ..paths import check_file
-from .files import resolve
+from . import files
 from .types import CODEBASES, scope_of, split_init_cfg
 
 
@@ -32,7 +32,7 @@ def read_config(path: str, options: dict | None = None) -> Config:
         check_file(path, 'CONFIG',
                    'Check the path, or name a packaged config as mmreplk::NAME.py.')
     try:
-        cfg = Config.fromfile(resolve(path))
+        cfg = files.read(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise ValueError(f'CONFIG {path}: {type(error).__name__}: {error}') from error
     try:

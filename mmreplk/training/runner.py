@@ -5,10 +5,11 @@ A config names them by ``runner_type``, which the tools of all codebases follow.
 
 from mmengine.runner import FlexibleRunner, Runner
 
+from ..paths import is_remote
 from ..registry import RUNNERS, register
 from .guarded_dataset import GuardedDataset
 from .labels import ignored_by, label_rules
-from .resumable import find_resumable
+from .resumable import find_resumable, is_sharded_checkpoint, use_seed_of
 from .resumable_rng import NumberingSampler, RepeatableRandomHook
 
 
@@ -19,7 +20,8 @@ class _Safe:
     """
 
     def build_train_loop(self, loop):
-        """Build the loop over guarded, numbered samples."""
+        """Build the loop over guarded, numbered samples, seeded as the run that is resumed."""
+        self._choose_checkpoint()
         self._guard('train')
         return super().build_train_loop(loop)
 
@@ -52,15 +54,20 @@ class _Safe:
         return self.cfg.get('repeatable', True) and any(
             isinstance(hook, RepeatableRandomHook) for hook in self.hooks)
 
-    def load_or_resume(self) -> None:
-        """As MMEngine's, but a checkpoint to resume from that is damaged is passed over."""
-        if not self._has_loaded and self._resume and self._load_from is None:
-            self.cfg.work_dir = self.work_dir
+    def _choose_checkpoint(self) -> None:
+        """Pass damaged checkpoints over, and take the seed before samplers are built with it."""
+        if not self._resume or self._has_loaded:
+            return
+        self.cfg.work_dir, notes = self.work_dir, []
+        if self._load_from is None:
             self._load_from, notes = find_resumable(self.cfg)
             self._resume = self._load_from is not None
-            for note in notes:
-                self.logger.warning(note)
-        super().load_or_resume()
+        path = self._load_from
+        if path and not is_remote(path) and not is_sharded_checkpoint(self.cfg, path):
+            notes.append(use_seed_of(self.cfg, path))
+            self._reseed(self.cfg.get('randomness') or {})
+        for note in filter(None, notes):
+            self.logger.warning(note)
 
 
 @register(RUNNERS)
@@ -71,10 +78,19 @@ class SafeRunner(_Safe, Runner):
     the names of their files (:class:`.guarded_dataset.GuardedDataset`). With
     :class:`.resumable_rng.RepeatableRandomHook` among the hooks and ``repeatable`` not False,
     training samples are random by their number, so that a resumed run repeats to the bit.
-    ``resume = True`` goes on from the last checkpoint of the work dir that can be used.
+    ``resume = True`` goes on from the last checkpoint of the work dir that can be used, with its
+    seed.
     """
+
+    def _reseed(self, randomness: dict) -> None:
+        if randomness.get('seed') not in (None, self.seed):
+            self.set_randomness(**randomness)
 
 
 @register(RUNNERS)
 class SafeFlexibleRunner(_Safe, FlexibleRunner):
     """MMEngine's ``FlexibleRunner``, with strategies such as FSDP; else as :class:`SafeRunner`."""
+
+    def _reseed(self, randomness: dict) -> None:
+        if randomness.get('seed') not in (None, self.seed):
+            self.strategy._set_randomness(**randomness)  # no public name in 0.10

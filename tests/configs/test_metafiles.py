@@ -43,7 +43,7 @@ def test_the_model_index_library_reads_them():
 
 def test_mmengines_hub_reads_them(tmp_path):
     (tmp_path / '.mim').symlink_to(ROOT)  # as setup.py lays them out in the wheel
-    entry = _get_cfg_metainfo(str(tmp_path), 'replknetxl_meg73m_imagenet_320_finetune.py')
+    entry = _get_cfg_metainfo(str(tmp_path), 'configs/replknetxl_meg73m_imagenet_320_finetune.py')
     assert entry['Weights'].startswith(f'{HOSTED}XL')
 
 

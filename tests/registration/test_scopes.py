@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 import mmreplk
+from mmreplk.config.files import read
 
 MMDET = pytest.param('mmdet', marks=pytest.mark.needs_mmcv_ops)
 
@@ -53,6 +54,31 @@ def test_found_packages_names_the_distributions():
     assert name in ('mmengine', 'onedl-mmengine', 'mmengine-lite')
 
 
+def test_an_import_replaces_nothing():
+    code = '''
+import mmengine.hub, mmengine.runner, mmengine.hooks
+from mmengine.config import Config
+from mmengine.runner.checkpoint import CheckpointLoader
+places = [Config, mmengine.hub, mmengine.hub.hub, mmengine.runner.Runner, CheckpointLoader]
+before = [dict(vars(place)) for place in places]
+schemes = dict(CheckpointLoader._schemes)
+import mmreplk
+from mmreplk.config.files import read
+read('mmreplk::upernet_replknet31b_ade20k.py')
+for place, names in zip(places, before):
+    assert vars(place).keys() == names.keys(), place
+    for name, value in names.items():
+        now = vars(place)[name]
+        assert getattr(now, '__func__', now) is getattr(value, '__func__', value), (place, name)
+assert CheckpointLoader._schemes == schemes
+from mmengine.config.utils import MODULE2PACKAGE
+assert MODULE2PACKAGE['mmreplk'] == 'mmreplk'
+print('nothing')
+'''
+    done = run_python(code)
+    assert done.stdout.splitlines()[-1:] == ['nothing'], done.stderr
+
+
 def test_import_without_mm_packages_names_the_remedy():
     code = '''
 import importlib.util as util, sys
@@ -76,7 +102,7 @@ class TestConfigPaths:
                                       'upernet_replknet31b_ade20k'])
     def test_fromfile_from_any_folder(self, name, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        cfg = Config.fromfile(f'mmreplk::{name}')
+        cfg = read(f'mmreplk::{name}')
         assert cfg.model.backbone.type == 'mmreplk.RepLKNet'
         assert cfg.train_cfg.max_iters == 160000
 
@@ -84,16 +110,28 @@ class TestConfigPaths:
         file = tmp_path / 'mine.py'
         file.write_text("_base_ = 'mmreplk::upernet_replknet31b_ade20k.py'\n"
                         "model = dict(backbone=dict(arch='31L'))\n")
-        cfg = Config.fromfile(file)
+        cfg = read(file)
         assert cfg.model.backbone.arch == '31L'
         assert cfg.model.decode_head.num_classes == 150
 
+    @pytest.mark.parametrize('before', ['', 'import mmreplk; '])
+    def test_as_a_base_of_any_program(self, before, tmp_path):
+        """MMSegmentation's train.py reads the config before anything of ours is imported."""
+        (tmp_path / 'mine.py').write_text(
+            "_base_ = __import__('mmreplk').config_path('upernet_replknet31b_ade20k')\n"
+            "model = dict(backbone=dict(arch='31L'))\n")
+        done = run_python(f"{before}from mmengine.config import Config\n"
+                          "cfg = Config.fromfile('mine.py')\n"
+                          "print(cfg.model.backbone.arch, cfg.model.decode_head.num_classes)",
+                          cwd=tmp_path)
+        assert done.stdout.splitlines()[-1:] == ['31L 150'], done.stderr
+
     def test_unknown_config_lists_the_known(self):
         with pytest.raises(FileNotFoundError, match='upernet_replknet31b_ade20k.py'):
-            Config.fromfile('mmreplk::upernet_swin.py')
+            read('mmreplk::upernet_swin.py')
 
     def test_a_part_of_ours_as_a_base(self):
-        assert Config.fromfile('mmreplk::_base_/schedules/sgd_poly_80k.py').train_cfg
+        assert read('mmreplk::_base_/schedules/sgd_poly_80k.py').train_cfg
 
     @pytest.mark.parametrize('name', [
         '../{0}', '_base_/../../{0}', '/{0}', '{1}', '..\\{0}', 'C:\\{0}', '{0}\0', '\0', '',
@@ -108,17 +146,19 @@ class TestConfigPaths:
         monkeypatch.setattr('mmreplk.config.files.config_root', lambda: root)
         path = 'mmreplk::' + name.format('evil.py', tmp_path / 'evil.py')
         with pytest.raises(FileNotFoundError, match='mmreplk has no config'):
-            Config.fromfile(path)
+            read(path)
+        with pytest.raises(FileNotFoundError, match='mmreplk has no config'):
+            mmreplk.config_path(path.removeprefix('mmreplk::'))
         (tmp_path / 'mine.py').write_text(f'_base_ = {path!r}\n')
         with pytest.raises(FileNotFoundError, match='mmreplk has no config'):
-            Config.fromfile(tmp_path / 'mine.py')
+            read(tmp_path / 'mine.py')
         assert not (tmp_path / 'pwned').exists()
 
     def test_other_paths_are_left_to_mmengine(self, tmp_path):
         (tmp_path / 'plain.py').write_text('x = 1\n')
-        assert Config.fromfile(tmp_path / 'plain.py').x == 1
+        assert read(tmp_path / 'plain.py').x == 1
         with pytest.raises(FileNotFoundError):
-            Config.fromfile('elsewhere.py')
+            read('elsewhere.py')
 
     def test_every_config_is_pure_data_and_loads(self):
         from mmreplk.config.files import config_root
@@ -135,7 +175,7 @@ class TestAde20kConfig:
 
     @pytest.fixture(scope='class')
     def cfg(self):
-        return Config.fromfile('mmreplk::upernet_replknet31b_ade20k.py')
+        return read('mmreplk::upernet_replknet31b_ade20k.py')
 
     def test_recipe(self, cfg):
         optimizer = cfg.optim_wrapper.optimizer

@@ -95,11 +95,12 @@ def test_every_option_finds_its_part(seg_bench, form, monkeypatch, randomize_nor
     options.use_amp(cfg)
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     cpu.use_cpu_modules(cfg, distributed=False)
-    assert cfg.optim_wrapper.type == 'CpuAmpOptimWrapper'
+    assert cfg.optim_wrapper.type == 'mmreplk.CpuAmpOptimWrapper'
     evaluation.use_out(cfg, 'out')
     assert cfg.test_evaluator[0].output_dir == 'out'
     harden(cfg)
     assert cfg.default_hooks.checkpoint.type == 'mmreplk.SafeCheckpointHook'
+    assert cfg.default_hooks.logger.type == 'mmreplk.SafeLoggerHook'
     assert edit.replace_sync_bn(cfg.model) == 2
     inference.use_known_names(cfg)
     names = [step['type'] for step in cfg.test_dataloader.dataset.pipeline]

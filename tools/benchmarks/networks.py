@@ -15,12 +15,12 @@ def build(name: str, crop: tuple[int, int]):
     Returns:
         tuple[Config, nn.Module]: The full config, and the model in training mode.
     """
-    from mmengine.config import Config
     from mmengine.registry import MODELS, init_default_scope
 
-    import mmreplk  # noqa: F401  # makes mmreplk::NAME.py a config path
+    import mmreplk  # noqa: F401  # registers RepLKNet
     from mmreplk.config.edit import replace_sync_bn
-    cfg = Config.fromfile(name)
+    from mmreplk.config.files import read
+    cfg = read(name)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     cfg.model.backbone.init_cfg = None
     if 'decode_head' in cfg.model:  # of the others, the preprocessor takes any size

@@ -3,6 +3,7 @@
 # outputs.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
+    _scope_='mmdet',
     type='CascadeRCNN',
     data_preprocessor=dict(
         type='DetDataPreprocessor',

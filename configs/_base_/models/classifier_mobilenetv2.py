@@ -1,5 +1,6 @@
 # Classifier on MobileNetV2, 1000 classes, as MMPretrain builds it.
 model = dict(
+    _scope_='mmpretrain',
     type='ImageClassifier',
     backbone=dict(type='mmpretrain.MobileNetV2', widen_factor=1.0),
     neck=dict(type='GlobalAveragePooling'),

@@ -1,6 +1,7 @@
 # Classifier on RepLKNet-31B, 1000 classes: norm, average pooling, linear. BN, not SyncBN, as the
 # authors train on ImageNet.
 model = dict(
+    _scope_='mmpretrain',
     type='ImageClassifier',
     backbone=dict(
         type='mmreplk.RepLKNet',

@@ -2,6 +2,7 @@
 # two strides are 1 and the first kernels of the last four stages dilated.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
+    _scope_='mmseg',
     type='EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',

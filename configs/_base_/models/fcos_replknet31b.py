@@ -1,6 +1,7 @@
 # FCOS on RepLKNet-31B: 87M parameters, 80 classes; FPN from the second stage on.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
+    _scope_='mmdet',
     type='FCOS',
     data_preprocessor=dict(
         type='DetDataPreprocessor',

@@ -1,6 +1,7 @@
 # UperNet on RepLKNet-31B: 112M parameters, 150 classes. Heads as in the authors' segmentation runs.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
+    _scope_='mmseg',
     type='EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',

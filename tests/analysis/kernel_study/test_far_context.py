@@ -5,11 +5,11 @@ import json
 import cv2
 import numpy as np
 import pytest
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from mmreplk.analysis.kernel_study import far_context
 from mmreplk.analysis.kernel_study.far_context import CLASS_IDS, LANDS, NO_DISTANCE, SIZE
+from mmreplk.config.files import read
 
 SEEDS = range(6)
 
@@ -131,7 +131,7 @@ def test_another_version_is_another_data_set(tmp_path, monkeypatch):
 
 def test_the_config_reads_each_class_as_its_own(tmp_path):
     far_context.write_dataset(tmp_path, 1, 6)
-    cfg = Config.fromfile('mmreplk::kernel_study_far_context.py')
+    cfg = read('mmreplk::kernel_study_far_context.py')
     init_default_scope('mmseg')
     from mmseg.registry import DATASETS
     dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, data_root=str(tmp_path)))

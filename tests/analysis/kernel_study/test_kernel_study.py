@@ -12,7 +12,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from mmengine.config import Config
 
 from mmreplk.analysis.erf.models import ModelSpec
 from mmreplk.analysis.erf.report import ErfResult
@@ -44,6 +43,7 @@ from mmreplk.analysis.kernel_study.settings import (
     backbone_options,
 )
 from mmreplk.analysis.kernel_study.train import RunFailed, train_all
+from mmreplk.config.files import read
 from mmreplk.models.arch import parse_arch
 
 TINY = StudySettings(kernels=(3, 7), seeds=(0, 1), iters=4, num_train=1, num_val=1)
@@ -70,7 +70,7 @@ def test_impossible_settings_are_refused(changes, message):
 
 @pytest.mark.parametrize('kernel', [3, 5, 7, 13, 31])
 def test_the_options_of_a_kernel_size_make_an_architecture(kernel):
-    cfg = Config.fromfile(f'mmreplk::{CONFIG}')
+    cfg = read(f'mmreplk::{CONFIG}')
     from mmengine.config import DictAction
     cfg.merge_from_dict({key: DictAction._parse_iterable(value)
                          for key, value in backbone_options(kernel).items()})
