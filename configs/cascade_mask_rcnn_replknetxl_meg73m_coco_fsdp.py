@@ -7,5 +7,3 @@
 # each of 392M parameters, are spread over the GPUs; the blocks recompute their activations.
 # Checkpoints are whole and load without FSDP. Tests: use the config without FSDP.
 _base_ = ['./cascade_mask_rcnn_replknetxl_meg73m_coco.py', '_base_/fsdp.py']
-
-runner_type = 'mmreplk.SafeFlexibleRunner'

@@ -9,6 +9,4 @@
 # are whole and load without FSDP. Tests: use the config without FSDP.
 _base_ = ['./replknetxl_meg73m_imagenet_320_finetune.py', '_base_/fsdp.py']
 
-runner_type = 'mmreplk.SafeFlexibleRunner'
-
 custom_hooks = []

@@ -9,5 +9,3 @@
 # train_dataloader.batch_size=1 and accumulative_counts=4 the run takes 4 times the iterations.
 # Checkpoints are whole and load without FSDP. --tta and tests: use the config without FSDP.
 _base_ = ['./upernet_replknetxl_meg73m_ade20k_640.py', '_base_/fsdp.py']
-
-runner_type = 'mmreplk.SafeFlexibleRunner'

@@ -27,8 +27,17 @@ def found_packages() -> dict[str, str | None]:
 
 
 if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
-    from . import training  # noqa: F401  # registers what configs name
     from .models import RepLKNet
+    from .training import (  # noqa: F401  # registers them
+        checkpoint_hook,
+        data_hook,
+        finite_loss,
+        fsdp,
+        layer_decay,
+        metrics_file,
+        recipe_samples,
+        resumable_rng,
+    )
 else:
 
     def __getattr__(name):

@@ -1,12 +1,14 @@
-"""The registry nodes of mmreplk.
+"""The registries of mmreplk: children of MMEngine's own, with the scope ``mmreplk``.
 
-Each is a child of MMEngine's root registry of its kind, with the scope ``mmreplk``, so that names
-such as ``type='mmreplk.RepLKNet'`` are found from every default scope. MMEngine imports this module
-by itself when it meets that scope, and the modules in ``locations`` when it looks something up.
+``type='mmreplk.RepLKNet'`` or ``type='mmreplk.SafeCheckpointHook'`` is found through them from
+every default scope. MMEngine imports this module by itself when it meets that scope.
 """
+
+from collections.abc import Callable
 
 from mmengine import registry as mmengine_registry
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import MODELS as MMENGINE_MODELS  # noqa: F401  # for the models
 from mmengine.registry import Registry
 
 from .packages import check_package_sets
@@ -16,38 +18,41 @@ check_package_sets()
 # MMEngine's table of packages, in which mmengine.hub looks up mmreplk::configs/NAME.py.
 MODULE2PACKAGE.setdefault('mmreplk', 'mmreplk')
 
-MMENGINE_MODELS = mmengine_registry.MODELS
-MODELS = Registry(
-    'model', parent=MMENGINE_MODELS, scope='mmreplk', locations=['mmreplk.models'])
+
+def _child(name: str, *modules: str) -> Registry:
+    """A child of one of MMEngine's root registries."""
+    parent = getattr(mmengine_registry, name)
+    return Registry(parent.name, parent=parent, scope='mmreplk',
+                    locations=[f'mmreplk.{module}' for module in modules])
 
 
-def _child(kind: str, location: str = 'mmreplk.training') -> Registry:
-    parent = getattr(mmengine_registry, kind)
-    return Registry(parent.name, parent=parent, scope='mmreplk', locations=[location])
+MODELS = _child('MODELS', 'models')
+HOOKS = _child(
+    'HOOKS', 'training.checkpoint_hook', 'training.cpu_fallbacks', 'training.data_hook',
+    'training.finite_loss', 'training.metrics_file', 'training.recipe_samples',
+    'training.resumable_rng')
+DATASETS = _child('DATASETS', 'training.guarded_dataset')
+DATA_SAMPLERS = _child('DATA_SAMPLERS', 'training.resumable_rng')
+OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'training.cpu_fallbacks')
+OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS', 'training.layer_decay')
+STRATEGIES = _child('STRATEGIES', 'training.fsdp')
+FUNCTIONS = _child('FUNCTIONS', 'training.fsdp')
+WEIGHT_INITIALIZERS = _child('WEIGHT_INITIALIZERS', 'weights.pretrained')
 
 
-HOOKS = _child('HOOKS')
-RUNNERS = _child('RUNNERS')
-DATASETS = _child('DATASETS')
-DATA_SAMPLERS = _child('DATA_SAMPLERS')
-OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS')
-OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS')
-FUNCTIONS = _child('FUNCTIONS')
-STRATEGIES = _child('STRATEGIES')
-WEIGHT_INITIALIZERS = _child('WEIGHT_INITIALIZERS', 'mmreplk.weights')
-
-
-def register(registry: Registry):
-    """Register a class or function as ``mmreplk.NAME``, and as ``NAME`` for existing configs.
+def register(registry: Registry) -> Callable:
+    """Register a class or function under ``mmreplk.NAME`` and, for bare names, at the root.
 
     Args:
-        registry (Registry): One of this module.
+        registry (Registry): One of this module's.
 
     Returns:
-        Callable: The decorator.
+        Callable: A decorator.
     """
-    def decorate(thing):
-        registry.register_module(module=thing)
-        registry.parent.register_module(module=thing)
-        return thing
-    return decorate
+
+    def decorator(item):
+        registry.register_module(module=item)
+        registry.parent.register_module(module=item)
+        return item
+
+    return decorator

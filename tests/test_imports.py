@@ -21,9 +21,9 @@ RANKS = {
     'deploy': 5,
     'analysis': 5,
     'hub': 6,
-    'utils': 6,
     'commands': 6,
     '__init__': 7,
+    'utils': 8,
     'tools': 8,
 }
 # What works with nothing but torch installed.

@@ -1,13 +1,11 @@
 # Runtime of the segmentation experiments: hooks, visualizer, log and environment.
 default_scope = 'mmseg'
 custom_imports = dict(imports=['mmreplk'], allow_failed_imports=False)
-# MMEngine's Runner and hooks, for runs that may be killed on data that may be broken; see
-# mmreplk/training/README.md.
-runner_type = 'mmreplk.SafeRunner'
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
-    logger=dict(type='mmreplk.SafeLoggerHook', interval=50, log_metric_by_epoch=False),
+    logger=dict(
+        type='mmreplk.SafeLoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
         type='mmreplk.SafeCheckpointHook',
@@ -18,8 +16,9 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
     recipe_samples=dict(type='mmreplk.RecipeSamplesHook'),
-    repeatable=dict(type='mmreplk.RepeatableRandomHook'),
-    finite_loss=dict(type='mmreplk.FiniteLossHook'))
+    finite_loss=dict(type='mmreplk.FiniteLossHook'),
+    guarded_data=dict(type='mmreplk.GuardedDataHook'),
+    repeatable_random=dict(type='mmreplk.RepeatableRandomHook'))
 
 env_cfg = dict(
     cudnn_benchmark=True,

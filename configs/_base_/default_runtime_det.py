@@ -1,9 +1,6 @@
 # Runtime of the detection experiments: hooks, visualizer, log and environment.
 default_scope = 'mmdet'
 custom_imports = dict(imports=['mmreplk'], allow_failed_imports=False)
-# MMEngine's Runner and hooks, for runs that may be killed on data that may be broken; see
-# mmreplk/training/README.md.
-runner_type = 'mmreplk.SafeRunner'
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
@@ -18,8 +15,9 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),
     recipe_samples=dict(type='mmreplk.RecipeSamplesHook'),
-    repeatable=dict(type='mmreplk.RepeatableRandomHook'),
-    finite_loss=dict(type='mmreplk.FiniteLossHook'))
+    finite_loss=dict(type='mmreplk.FiniteLossHook'),
+    guarded_data=dict(type='mmreplk.GuardedDataHook'),
+    repeatable_random=dict(type='mmreplk.RepeatableRandomHook'))
 
 env_cfg = dict(
     cudnn_benchmark=False,

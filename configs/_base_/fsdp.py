@@ -1,5 +1,5 @@
-# FSDP: each block of RepLKNet is a unit, all else is the outer one. For MMEngine's FlexibleRunner:
-# a config with this base sets runner_type = 'mmreplk.SafeFlexibleRunner'.
+# MMEngine's FlexibleRunner with FSDP: each block of RepLKNet is a unit, all else is the outer one.
+runner_type = 'FlexibleRunner'
 strategy = dict(
     type='ResumableFSDPStrategy',
     model_wrapper=dict(

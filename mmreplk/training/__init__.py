@@ -1,17 +1,18 @@
-"""What a training run needs beside the network: hooks, runners, samplers, FSDP."""
+"""Training that can be killed and resumed: hooks, dataset wrapper, sampler, and :func:`harden`.
 
-from . import (  # noqa: F401  # registers them
-    checkpoint_hook,
-    cpu_fallbacks,
-    finite_loss,
-    fsdp,
-    guarded_dataset,
-    layer_decay,
-    metrics_file,
-    recipe_samples,
-    resumable_rng,
-    runner,
-)
-from .harden import harden
+Everything is registered in :mod:`mmreplk.registry` and named in ``configs/_base_``.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .hardened_config import harden
 
 __all__ = ['harden']
+
+
+def __getattr__(name: str):
+    if name == 'harden':
+        from .hardened_config import harden  # when it is used: it loads every hook
+        return harden
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -6,14 +6,18 @@ from collections.abc import Callable
 from glob import escape as glob_escape
 from glob import glob
 
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from ..files import DRAFT, write_whole
+from ..paths import is_remote
 from ..registry import HOOKS, register
+from .internals import built_loops, is_resuming, resume_from, start_of
 from .own_files import REMEDY, checkpoint_folder, forget_others, lies_in
+from .resumable import find_resumable, is_sharded_checkpoint, use_seed_of
 
 BACKEND = 'mmreplk_whole_files'
 VALIDATED = 'validated_iter'  # in the message hub
@@ -62,8 +66,43 @@ class SafeCheckpointHook(CheckpointHook):
     new one is there, not before. Only what lies in that folder is removed, whatever paths the
     checkpoint names that a run was resumed from. A validation that a checkpoint knows nothing of,
     because the run was killed before or brought no new best, is made again when the run is resumed
-    from it, so that no best checkpoint is missed. Arguments are those of ``CheckpointHook``.
+    from it, so that no best checkpoint is missed. Where the Runner would follow ``last_checkpoint``
+    to a file that is damaged, the last one that can be read is taken, and the order of the samples
+    goes on with the seed in it (not with ``FlexibleRunner``, which has loaded it by then).
+    Arguments are those of ``CheckpointHook``.
     """
+
+    def before_run(self, runner) -> None:
+        """Choose the checkpoint to resume from, before the Runner does.
+
+        Args:
+            runner (Runner): The runner.
+
+        Raises:
+            FileNotFoundError: If ``last_checkpoint`` is of no use, and there is no checkpoint.
+            ValueError: If there are checkpoints, and none can be used.
+        """
+        super().before_run(runner)
+        if not is_resuming(runner) or hasattr(runner, 'strategy') or (
+                'train' not in built_loops(runner)):
+            return
+        cfg = Config(dict(
+            work_dir=runner.work_dir,
+            randomness=dict(runner.cfg.get('randomness') or {}),
+            default_hooks=dict(checkpoint=dict(
+                by_epoch=self.by_epoch, filename_tmpl=self.filename_tmpl,
+                out_dir=self.out_dir and str(self.out_dir)))))
+        path, notes = start_of(runner), []
+        if not path:
+            path, notes = find_resumable(cfg)
+            resume_from(runner, path)
+        if path and not is_remote(path) and not is_sharded_checkpoint(cfg, path):
+            wanted = dict(cfg.randomness)
+            notes.append(use_seed_of(cfg, path))
+            if cfg.randomness.get('seed') not in (wanted.get('seed'), runner.seed):
+                runner.set_randomness(**cfg.randomness)
+        for note in filter(None, notes):
+            runner.logger.info(note)
 
     def before_train(self, runner) -> None:
         """Choose the backend, and remove what a killed run was writing.
@@ -71,10 +110,10 @@ class SafeCheckpointHook(CheckpointHook):
         Args:
             runner (Runner): The runner.
         """
-        if runner._resume:
+        if is_resuming(runner):
             folder = checkpoint_folder(runner.work_dir, self.out_dir)
             for note in forget_others(runner.message_hub.runtime_info, folder, self.filename_tmpl,
-                                      str(runner._load_from),
+                                      str(start_of(runner)),
                                       folders=hasattr(runner, 'strategy')):
                 runner.logger.info(note)
         super().before_train(runner)
@@ -85,12 +124,12 @@ class SafeCheckpointHook(CheckpointHook):
             for path in glob(drafts) if is_main_process() else ():
                 if osp.isfile(path):
                     os.remove(path)
-        if runner._resume and _validation_is_due(runner):
+        if is_resuming(runner) and _validation_is_due(runner):
             if runner.message_hub.runtime_info.get(VALIDATED) == runner.iter:
                 return
             runner.logger.info(f'--resume: the validation at iteration {runner.iter} is not in the '
                                'checkpoint, so it is made again.')
-            self.last_ckpt = runner._load_from  # there is one, to save again with a new best
+            self.last_ckpt = start_of(runner)  # there is one, to save again with a new best
             runner.val_loop.run()
 
     def after_val_epoch(self, runner, metrics) -> None:

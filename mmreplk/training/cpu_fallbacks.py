@@ -65,8 +65,8 @@ def use_cpu_modules(cfg: Config, distributed: bool) -> list[str]:
     if class_of(wrapper, 'OPTIM_WRAPPERS', cfg.get('default_scope')) is AmpOptimWrapper:
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(key, None)
-        wrapper['type'] = 'CpuAmpOptimWrapper'
-        import_in_config(cfg, __name__)
+        wrapper['type'] = 'mmreplk.CpuAmpOptimWrapper'
+        import_in_config(cfg, 'mmreplk')
         notes.append('bfloat16 without a loss scaler')
     if distributed:
         ddp = cfg.get('model_wrapper_cfg') or dict(
@@ -76,8 +76,9 @@ def use_cpu_modules(cfg: Config, distributed: bool) -> list[str]:
         # The Runner fills in LOCAL_RANK otherwise, which torch refuses for a model on the CPU.
         ddp['device_ids'] = None
         cfg.model_wrapper_cfg = ddp
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='AverageBuffersHook')]
+        cfg.custom_hooks = [
+            *(cfg.get('custom_hooks') or []), dict(type='mmreplk.AverageBuffersHook')]
         if 'env_cfg' in cfg and 'dist_cfg' in cfg.env_cfg:
             cfg.env_cfg.dist_cfg.backend = 'gloo'
-        import_in_config(cfg, __name__)
+        import_in_config(cfg, 'mmreplk')
     return notes

@@ -20,7 +20,8 @@ class FiniteLossHook(Hook):
     A gradient that overflows in float16 is not meant: its loss is finite, and the scaler of
     ``AmpOptimWrapper`` leaves the step out and halves its factor.
 
-    MMEngine's ``CheckInvalidLossHook`` looks at every 50th iteration, after the optimizer's step.
+    MMDetection's ``CheckInvalidLossHook`` looks at every 50th iteration, after the optimizer's
+    step.
 
     Args:
         policy (str): ``'stop'`` ends the run with an error before another checkpoint is written.
@@ -44,11 +45,11 @@ class FiniteLossHook(Hook):
             raise ValueError(f'FiniteLossHook: most={most!r} must be a positive int')
         self.policy, self.most = policy, most
         self._left_out = 0  # in a row
-        self._skipped = False
+        self._skipped = self._gives_way = False
         self._buffers = {}
 
     def before_train(self, runner) -> None:
-        """With ``'skip'``: put a check before the optimizer's step.
+        """With ``'skip'``: check before the optimizer's step. With ``'stop'``: give way to that.
 
         Args:
             runner (Runner): The runner.
@@ -57,6 +58,9 @@ class FiniteLossHook(Hook):
             ValueError: If there are several optimizers, of which this hook knows nothing.
         """
         if self.policy == 'stop':
+            # The runtime of our configs has one that stops; a user's that goes on wins.
+            self._gives_way = any(isinstance(hook, FiniteLossHook) and hook.policy == 'skip'
+                                  for hook in runner.hooks)
             return
         wrapper = runner.optim_wrapper
         if not isinstance(wrapper, OptimWrapper):
@@ -93,6 +97,8 @@ class FiniteLossHook(Hook):
         Raises:
             FloatingPointError: If the loss is not finite and the run must not go on.
         """
+        if self._gives_way:
+            return
         losses = {name: torch.as_tensor(value).item() for name, value in (outputs or {}).items()
                   if 'loss' in name and torch.as_tensor(value).numel() == 1}
         bad = {name: value for name, value in losses.items() if not abs(value) < float('inf')}
@@ -113,7 +119,7 @@ class FiniteLossHook(Hook):
                   '(optim_wrapper.clip_grad)')
         if self.policy == 'stop':
             advice += (', or leave such iterations out: '
-                       "default_hooks.finite_loss.policy='skip'")
+                       "custom_hooks=[dict(type='mmreplk.FiniteLossHook', policy='skip')]")
         raise FloatingPointError(
             f'{text} {"It is one too many in a row. " if self._skipped else ""}The run ends here; '
             f'its last checkpoint is from before. {advice}.')

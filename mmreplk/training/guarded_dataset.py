@@ -1,14 +1,14 @@
-"""A data set whose samples are random by their number, and whose errors name their files."""
+"""A dataset whose samples are random by their number, and whose errors name their files."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from mmengine.dist import get_rank
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import DATASETS as ROOT_DATASETS
 from torch.utils.data import Dataset
 
-from ..registry import DATASETS
+from ..registry import DATASETS, register
 from .labels import LabelRule
 from .resumable_rng import NumberedIndex, seed_for_sample
 
@@ -20,12 +20,12 @@ class SampleError(RuntimeError):
     """A sample that cannot be used; the message names its files."""
 
 
-@DATASETS.register_module()
+@register(DATASETS)
 class GuardedDataset(Dataset):
-    """A data set around another one; whatever is not defined here is that one's.
+    """A dataset around another one; whatever is not defined here is that one's.
 
     Args:
-        dataset (dict): Config of the other data set.
+        dataset (dict | Dataset): The other dataset, or its config.
         labels (tuple[LabelRule, ...]): The labels that the model can do with, from
             :func:`.labels.label_rules`; samples with others are refused. Defaults to none: any.
         seed (int, optional): The run's seed, for training. Defaults to None: the generators are
@@ -34,9 +34,9 @@ class GuardedDataset(Dataset):
 
     _own = frozenset(('inner', '_labels', '_seed', '_rank'))
 
-    def __init__(self, dataset: dict, labels: tuple[LabelRule, ...] = (),
+    def __init__(self, dataset: dict | Dataset, labels: tuple[LabelRule, ...] = (),
                  seed: int | None = None):
-        self.inner = MMENGINE_DATASETS.build(dataset)
+        self.inner = ROOT_DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self._labels, self._seed, self._rank = labels, seed, get_rank()
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class GuardedDataset(Dataset):
             index (int): Which; a :class:`.resumable_rng.NumberedIndex` also says for which time.
 
         Returns:
-            dict: As of the other data set.
+            dict: As of the other dataset.
 
         Raises:
             SampleError: If its files cannot be read or do not suit the pipeline, image and label
@@ -91,7 +91,7 @@ class GuardedDataset(Dataset):
         try:
             found = self.inner.get_data_info(index)
             files = [found[key] for key in FILE_KEYS if found.get(key)]
-        except Exception:  # not every data set can tell
+        except Exception:  # not every dataset can tell
             files = []
         kind = type(self.inner).__name__
         return f'{" with ".join(map(repr, files))} (sample {index} of {kind})' if files else (

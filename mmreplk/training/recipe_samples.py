@@ -5,6 +5,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 
 from ..registry import HOOKS, register
+from .internals import is_resuming
 
 TOLERANCE = 0.01  # part of the recipe's samples: rounding to whole batches stays below it
 META_KEY = 'samples_seen'
@@ -96,7 +97,7 @@ class RecipeSamplesHook(Hook):
             runner (Runner): The runner.
             checkpoint (dict): What was loaded.
         """
-        if runner._resume:
+        if is_resuming(runner):
             self._seen = (checkpoint.get('meta') or {}).get(META_KEY)
 
     def _advice(self, runner, step: int, total: int) -> str:

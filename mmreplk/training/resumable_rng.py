@@ -15,13 +15,23 @@ import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import DATA_SAMPLERS as MMENGINE_SAMPLERS
+from mmengine.registry import DATA_SAMPLERS as ROOT_SAMPLERS
 from torch.utils.data import Sampler
 
 from ..registry import DATA_SAMPLERS, HOOKS, register
+from .internals import is_resuming
 
 GRADIENTS = 'accumulated_gradients'  # a key in checkpoints
 _NETWORK, _SAMPLE = 0, 1
+
+
+def is_repeatable(cfg) -> bool:
+    """Whether a config leaves ``repeatable`` on, as it is by default.
+
+    Args:
+        cfg (Config): The full config.
+    """
+    return bool(cfg.get('repeatable', True))
 
 
 def seed_for_iteration(seed: int, rank: int, iteration: int) -> None:
@@ -56,7 +66,7 @@ def _seed_python(*key: int) -> int:
 
 
 class NumberedIndex(int):
-    """The index of a sample in its data set, with its place in the order of the sampler.
+    """The index of a sample in its dataset, with its place in the order of the sampler.
 
     Attributes:
         number (int): The place, from 0, counted over all epochs.
@@ -79,12 +89,12 @@ class NumberingSampler(Sampler):
 
     Args:
         sampler (dict): Config of the other sampler.
-        dataset (Dataset): The data set, as of every sampler of MMEngine.
+        dataset (Dataset): The dataset, as of every sampler of MMEngine.
         seed (int, optional): As of every sampler of MMEngine. Defaults to None.
     """
 
     def __init__(self, sampler: dict, dataset, seed: int | None = None):
-        self.inner = MMENGINE_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
+        self.inner = ROOT_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
         self.number = 0
         if hasattr(self.inner, 'skip'):  # a loop asks for it by name
             self.skip = self._skip
@@ -123,9 +133,10 @@ class RepeatableRandomHook(Hook):
     """Seed every iteration by itself, and keep what an accumulated step has gathered so far.
 
     Also compares where the processes resume: one that does not see the checkpoint of the first
-    would begin at iteration 0, and they would wait for each other at the end. ``repeatable =
-    False`` in the config switches the seeding off; training samples are numbered by
-    :class:`.runner.SafeRunner`.
+    would begin at iteration 0, and they would wait for each other at the end.
+
+    The samples are seeded through :class:`.data_hook.GuardedDataHook`. ``repeatable = False`` in a
+    config turns both off.
     """
 
     priority = 'VERY_HIGH'
@@ -139,6 +150,8 @@ class RepeatableRandomHook(Hook):
         Raises:
             RuntimeError: If they do not.
         """
+        if not is_repeatable(runner.cfg):
+            return
         begins = all_gather_object(runner.iter)
         if len(set(begins)) > 1:
             raise RuntimeError(
@@ -149,7 +162,7 @@ class RepeatableRandomHook(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         """Seed the generators of this process."""
-        if not runner.cfg.get('repeatable', True):
+        if not is_repeatable(runner.cfg):
             return
         apart = (runner.cfg.get('randomness') or {}).get('diff_rank_seed', False)
         seed_for_iteration(runner.seed, get_rank() if apart else 0, runner.iter)
@@ -161,6 +174,8 @@ class RepeatableRandomHook(Hook):
             runner (Runner): The runner.
             checkpoint (dict): What will be saved.
         """
+        if not is_repeatable(runner.cfg):
+            return
         counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         if counts == 1 or 'optimizer' not in checkpoint:
             return
@@ -185,7 +200,7 @@ class RepeatableRandomHook(Hook):
             checkpoint (dict): What was loaded.
         """
         gradients = checkpoint.pop(GRADIENTS, None)
-        if gradients and runner._resume:
+        if gradients and is_resuming(runner):
             for name, parameter in _bare(runner.model).named_parameters():
                 if name in gradients:
                     parameter.grad = gradients[name].to(parameter)

@@ -73,8 +73,8 @@ def test_fit_one_cpu_process(env, gpu):
     cfg = sync_config()
     assert launch.fit_to_hardware(cfg, 'none') == (
         'No GPU, so one process on the CPU, bfloat16 without a loss scaler, BN in place of SyncBN.')
-    assert cfg.optim_wrapper == dict(type='CpuAmpOptimWrapper', optimizer=dict())
-    assert cfg.custom_imports.imports == ['mmreplk.training.cpu_fallbacks']
+    assert cfg.optim_wrapper == dict(type='mmreplk.CpuAmpOptimWrapper', optimizer=dict())
+    assert cfg.custom_imports.imports == ['mmreplk']
     assert 'model_wrapper_cfg' not in cfg
     assert 'custom_hooks' not in cfg
 
@@ -92,7 +92,7 @@ def test_fit_two_cpu_processes(env, gpu):
     assert cfg.env_cfg.dist_cfg.backend == 'gloo'
     assert cfg.model_wrapper_cfg.device_ids is None
     assert cfg.model_wrapper_cfg.find_unused_parameters is True
-    assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook', 'AverageBuffersHook']
+    assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook', 'mmreplk.AverageBuffersHook']
 
 
 def test_fit_on_gpus(env, gpu):

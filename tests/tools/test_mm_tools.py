@@ -69,9 +69,9 @@ class Foreign:
         assert f'iter: {ITERS - 2}' in text
         same(self.state('whole'), self.state('cut'))
         dumped = (self.folder / 'cut/tiny.py').read_text()
-        for name in ('SafeCheckpointHook', 'FiniteLossHook', 'SafeRunner',
+        for hook in ('SafeCheckpointHook', 'FiniteLossHook', 'GuardedDataHook',
                      'RepeatableRandomHook', 'SafeLoggerHook'):
-            assert f"'mmreplk.{name}'" in dumped
+            assert f"'mmreplk.{hook}'" in dumped
 
 
 def same(first, second, name='checkpoint'):
