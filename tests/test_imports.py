@@ -24,6 +24,7 @@ RANKS = {
     'commands': 6,
     '__init__': 7,
     'utils': 8,
+    '__main__': 8,
     'tools': 8,
 }
 # What works with nothing but torch installed.

@@ -1,6 +1,7 @@
 """The configs packaged with mmreplk, by their names.
 
-* :func:`config_path` gives the path of one: for ``Config.fromfile``, and in a config of your own,
+* :func:`config_path`, in a shell ``python -m mmreplk config NAME``, gives the path of one: for
+  ``Config.fromfile``, and in a config of your own,
   ``_base_ = __import__('mmreplk').config_path('NAME')``, whatever program reads that.
 * :func:`read` is for our tools. They take ``mmreplk::NAME.py`` for a config, and in ``_base_``.
 * ``mmengine.hub.get_config('mmreplk::configs/NAME.py')`` goes by MMEngine's table of packages, in
@@ -28,6 +29,15 @@ def config_root() -> Path:
     return packaged.resolve() if packaged.is_dir() else package.parent / 'configs'
 
 
+def config_names() -> list[str]:
+    """The names of the packaged configs, without ``.py``; parts of them (``_base_``) left out.
+
+    Returns:
+        list[str]: In the order of the alphabet.
+    """
+    return sorted(entry.stem for entry in config_root().glob('*.py'))
+
+
 def config_path(name: str) -> str:
     """The path of a packaged config.
 
@@ -45,7 +55,7 @@ def config_path(name: str) -> str:
     file = name if name.endswith('.py') else f'{name}.py'
     # Looked up among the names, so that no '..', root, drive or NUL of it ever becomes a path.
     if file not in {entry.relative_to(root).as_posix() for entry in root.rglob('*.py')}:
-        known = ', '.join(sorted(entry.name for entry in root.glob('*.py')))
+        known = ', '.join(f'{name}.py' for name in config_names())
         raise FileNotFoundError(f'mmreplk has no config {name!r}; it has: {known}')
     return str(root / file)
 
