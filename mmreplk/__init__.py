@@ -37,6 +37,7 @@ if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
         metrics_file,
         recipe_samples,
         resumable_rng,
+        work_dir_lock,
     )
 else:
 

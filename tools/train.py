@@ -14,6 +14,7 @@ try:
     from mmreplk.commands import checks, launch, shrink
     from mmreplk.commands import train_options as options
     from mmreplk.training import harden, resumable
+    from mmreplk.training.work_dir_lock import lock_work_dir
     from mmreplk.weights.safe_load import forbid_code
 except (ImportError, RuntimeError) as error:
     print(f'train.py: error: {error}', file=sys.stderr)
@@ -55,6 +56,8 @@ def main():
         notes.append(launch.fit_to_hardware(cfg, args.launcher))
         notes.append(harden(cfg))
         checks.make_work_dir(cfg)
+        if launch.is_first_process(args.launcher):
+            notes.append(lock_work_dir(cfg.work_dir))
     with launch.process_group(cfg, args.launcher):
         runner = cli.build_runner(cfg, *notes)
         runner.train()

@@ -17,7 +17,8 @@ default_hooks = dict(
     recipe_samples=dict(type='mmreplk.RecipeSamplesHook'),
     finite_loss=dict(type='mmreplk.FiniteLossHook'),
     guarded_data=dict(type='mmreplk.GuardedDataHook'),
-    repeatable_random=dict(type='mmreplk.RepeatableRandomHook'))
+    repeatable_random=dict(type='mmreplk.RepeatableRandomHook'),
+    work_dir_lock=dict(type='mmreplk.WorkDirLockHook'))
 
 env_cfg = dict(
     cudnn_benchmark=False,

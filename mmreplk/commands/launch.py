@@ -45,6 +45,11 @@ def local_rank(launcher: str) -> int:
     return 0 if launcher == 'none' else int(os.environ.get(PROCESS_ENV[launcher][2], 0))
 
 
+def is_first_process(launcher: str) -> bool:
+    """Whether this is process 0 of all machines, before any process group exists."""
+    return launcher == 'none' or int(os.environ.get(PROCESS_ENV[launcher][0], 0)) == 0
+
+
 def process_count(launcher: str) -> int:
     """The number of processes that the launcher started; 1 without one."""
     if launcher == 'none':

@@ -8,6 +8,8 @@ from ..models.from_config import check_backbone, has_replknet
 
 # Not of the network: what goes in, and the pictures' statistics.
 KEPT = ('backbone', 'data_preprocessor')
+# GN's; of transformers, and of their positional encodings, which have half of it.
+WIDTHS = ('num_groups', 'embed_dims', 'num_feats')
 
 
 def reduce_model(cfg: Config, divisor: int) -> str:
@@ -63,13 +65,13 @@ def _divided(widths, divisor: int):
 
 
 def _divide_widths(node, divisor: int) -> None:
-    """Divide what is called ``...channels`` in a part of a model, and GN's number of groups."""
+    """Divide what is called ``...channels``, the widths of transformers, and GN's groups."""
     if isinstance(node, (list, tuple)):
         for item in node:
             _divide_widths(item, divisor)
     elif isinstance(node, dict):
         for key, value in node.items():
-            if (key.endswith('channels') or key == 'num_groups') and _is_width(value):
+            if (key.endswith('channels') or key in WIDTHS) and _is_width(value):
                 node[key] = _divided(value, divisor)
             else:
                 _divide_widths(value, divisor)

@@ -1,6 +1,7 @@
 """Reading a config, and building its model."""
 
 import warnings
+from copy import deepcopy
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -95,7 +96,7 @@ def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
         ValueError: If it cannot be built.
     """
     registry = import_module(f'{cfg.default_scope}.registry').MODELS
-    model = cfg.model.copy()
+    model = deepcopy(cfg.model)  # some constructors write into it
     if cfg.get('data_preprocessor') is not None:  # MMPretrain's configs keep it outside
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     try:
@@ -103,7 +104,7 @@ def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
             warnings.simplefilter('ignore')  # the Runner will build it again, and say it again
             try:
                 with torch.device(device):
-                    return registry.build(model)
+                    return registry.build(deepcopy(model))
             except Exception:
                 # Many constructors compute with numbers, drop-path rates and the like.
                 return registry.build(model).to(device)

@@ -163,3 +163,27 @@ def _check_widths(arch: Arch) -> None:
 
 def _is_count(value) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and value > 0
+
+
+def check_start(init_cfg: dict | list | None, pretrained: str | None) -> None:
+    """Check how a backbone is told which weights to start from.
+
+    Args:
+        init_cfg (dict | list[dict] | None): MMEngine's initialization config.
+        pretrained (str, optional): What has to be None.
+
+    Raises:
+        TypeError: If ``init_cfg`` is of another type.
+        ValueError: If there is a ``pretrained``.
+    """
+    if pretrained is not None:
+        raise ValueError(
+            f'pretrained={pretrained!r}: RepLKNet takes no pretrained. A stock config has that of '
+            'its own backbone: write pretrained=None in model. Weights of RepLKNet: '
+            "init_cfg=dict(type='Pretrained', checkpoint=FILE) in the backbone")
+    for item in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
+        if isinstance(item, str):
+            raise TypeError(f'init_cfg={init_cfg!r} is a str. Write '
+                            f"init_cfg=dict(type='Pretrained', checkpoint={item!r})")
+        if item is not None and not isinstance(item, dict):
+            raise TypeError(f'init_cfg must be a dict or a list of dicts, got {init_cfg!r}')

@@ -7,6 +7,7 @@ from ..config.model import build_model
 from ..config.types import class_of
 from .enlarge.backbone import EnlargedBackbone
 from .replknet import RepLKNet
+from .surroundings import check_surroundings, check_weight_settings
 
 
 def has_replknet(cfg: Config) -> bool:
@@ -30,6 +31,8 @@ def backbone_class(cfg: Config) -> type | None:
 def check_backbone(cfg: Config) -> RepLKNet | EnlargedBackbone | None:
     """Check the arguments of our backbones by building them without memory.
 
+    Of RepLKNet also what stands around it in the config: see :mod:`.surroundings`.
+
     Args:
         cfg (Config): The full config.
 
@@ -38,15 +41,16 @@ def check_backbone(cfg: Config) -> RepLKNet | EnlargedBackbone | None:
         network.
 
     Raises:
-        ValueError: If an argument is unknown or impossible.
+        ValueError: If an argument is unknown or impossible, or does not go with the rest.
     """
     if not has_replknet(cfg):
         return build_model(cfg).backbone if backbone_class(cfg) is EnlargedBackbone else None
-    arguments = {
-        key: value for key, value in cfg.model.backbone.items() if key not in ('type', 'init_cfg')
-    }
+    check_weight_settings(cfg)
+    arguments = {key: value for key, value in cfg.model.backbone.items() if key != 'type'}
     try:
         with torch.device('meta'):
-            return RepLKNet(**arguments)
+            backbone = RepLKNet(**arguments)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'CONFIG {cfg.filename}: model.backbone: {error}') from error
+    check_surroundings(cfg, backbone)
+    return backbone

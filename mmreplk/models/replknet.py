@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..config.types import split_init_cfg
 from ..registry import MMENGINE_MODELS, MODELS, WEIGHT_INITIALIZERS
-from .arch import parse_arch, parse_frozen_stages, parse_out_indices
+from .arch import check_start, parse_arch, parse_frozen_stages, parse_out_indices
 from .blocks import CHECKPOINTS, RepLKNetStage, run_layer
 from .cpu_inference.pointwise import faster_channels_last
 from .fold import deploy_network, fold_norms, norms_of
@@ -81,6 +81,9 @@ class RepLKNet(BaseModule):
         init_cfg (dict | list[dict], optional): Initialization config of MMEngine. ``Pretrained``
             takes ``in_channels='adapt'`` besides, to start from weights for colour images with
             other ``in_channels``: see :mod:`mmreplk.models.first_conv`. Defaults to None.
+        pretrained (None): Has to be None. MMSegmentation hands the ``pretrained`` of a model on to
+            its backbone, and that of a stock config is of another network: the message says what
+            to write. Defaults to None.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -111,7 +114,9 @@ class RepLKNet(BaseModule):
                  frozen_stages: int = -1,
                  norm_eval: bool = False,
                  deploy: bool = False,
-                 init_cfg: dict | list[dict] | None = None):
+                 init_cfg: dict | list[dict] | None = None,
+                 pretrained: None = None):
+        check_start(init_cfg, pretrained)
         super().__init__(init_cfg)
         self.arch = parse_arch(arch, small_kernel, dw_ratio, ffn_ratio)
         if not isinstance(in_channels, int) or in_channels < 1:

@@ -10,6 +10,7 @@ from .data_hook import GuardedDataHook
 from .finite_loss import FiniteLossHook
 from .metrics_file import SafeLoggerHook
 from .resumable_rng import RepeatableRandomHook
+from .work_dir_lock import WorkDirLockHook
 
 # Key in default_hooks: MMEngine's hook that gives way, the one that takes its place, and the
 # arguments with which the Runner builds MMEngine's by default.
@@ -19,7 +20,8 @@ REPLACED = dict(
 ADDED = dict(
     finite_loss=FiniteLossHook,
     guarded_data=GuardedDataHook,
-    repeatable_random=RepeatableRandomHook)
+    repeatable_random=RepeatableRandomHook,
+    work_dir_lock=WorkDirLockHook)
 
 
 def harden(cfg: Config) -> str | None:

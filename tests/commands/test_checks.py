@@ -2,7 +2,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmreplk import packages
+from mmreplk import RepLKNet, packages
 from mmreplk.commands import checks as preflight
 from mmreplk.commands import data_checks as datasets
 from mmreplk.config import model as config_model
@@ -214,3 +214,87 @@ def test_train_and_test_need_their_parts(files, tmp_path):
     cfg.merge_from_dict(dict(test_dataloader=dict(), test_evaluator=dict()))
     with pytest.raises(FileNotFoundError, match="CHECKPOINT: no such file 'gone.pth'"):
         preflight.preflight_test(cfg, 'none')
+
+
+def segmentor(tmp_path, head=None, aux=None, **model):
+    """A config with a RepLKNet of channels 8, 16, 32, 64, its head FCN by default."""
+    arch = dict(large_kernel_sizes=[5] * 4, layers=[1] * 4, channels=[8, 16, 32, 64])
+    backbone = dict(type='mmreplk.RepLKNet', arch=arch, **model.pop('backbone', {}))
+    head = head or dict(type='FCNHead', in_channels=64)
+    return config(tmp_path, default_scope='mmseg', model=dict(
+        type='EncoderDecoder', backbone=backbone, decode_head=head, auxiliary_head=aux, **model))
+
+
+def refusal(cfg) -> str:
+    with pytest.raises(ValueError, match='CONFIG') as error:
+        preflight.check_backbone(cfg)
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+def test_weights_of_the_backbone_before(tmp_path):
+    preflight.check_backbone(segmentor(tmp_path, pretrained=None))
+    text = refusal(segmentor(tmp_path, pretrained='open-mmlab://resnet50_v1c'))
+    assert "model.pretrained='open-mmlab://resnet50_v1c'" in text
+    assert 'Write pretrained=None in model' in text
+    text = refusal(segmentor(tmp_path, backbone=dict(pretrained='a.pth')))
+    assert "model.backbone: pretrained='a.pth'" in text
+
+
+def test_the_backbones_own_error_under_other_programs():
+    """MMSegmentation hands model.pretrained on to the backbone."""
+    with pytest.raises(ValueError, match="pretrained='x'.*write pretrained=None in model"):
+        RepLKNet('31B', pretrained='x')
+    with pytest.raises(TypeError, match=r"init_cfg='x.pth' is a str. Write init_cfg=dict\(type="):
+        RepLKNet('31B', init_cfg='x.pth')
+    with pytest.raises(TypeError, match='init_cfg must be a dict or a list of dicts, got 3'):
+        RepLKNet('31B', init_cfg=3)
+
+
+def test_init_cfg_that_is_a_string(tmp_path):
+    wanted = "=dict(type='Pretrained', checkpoint='a.pth')"
+    text = refusal(segmentor(tmp_path, backbone=dict(init_cfg='a.pth')))
+    assert f'model.backbone.init_cfg{wanted}' in text
+    head = dict(type='FCNHead', in_channels=64, init_cfg=[dict(type='Normal'), 'a.pth'])
+    assert f'model.decode_head.init_cfg{wanted}' in refusal(segmentor(tmp_path, head))
+
+
+@pytest.mark.parametrize(('head', 'wanted'), [
+    (dict(type='FCNHead', in_channels=2048), 'Write model.decode_head.in_channels=64.'),
+    (dict(type='FCNHead', in_channels=1024, in_index=2), 'model.decode_head.in_channels=32.'),
+    (dict(type='FCNHead', in_channels=64, in_index=4), 'index 4. Write another in_index'),
+    (dict(type='UPerHead', in_channels=[96, 192, 384, 768], in_index=[0, 1, 2, 3]),
+     'decode_head.in_channels=[96, 192, 384, 768], but RepLKNet returns 4 feature maps of '
+     '[8, 16, 32, 64] channels. Write model.decode_head.in_channels=[8, 16, 32, 64].'),
+    (dict(type='mmreplk.UPerHead', in_channels=[8, 16, 32, 9], in_index=[0, 1, 2, 3]),
+     'Write model.decode_head.in_channels=[8, 16, 32, 64].'),
+    (dict(type='DepthwiseSeparableASPPHead', in_channels=64, c1_in_channels=256),
+     'Write model.decode_head.c1_in_channels=8.'),
+    (dict(type='Mask2FormerHead', in_channels=[256, 512, 1024, 2048]),
+     'Write model.decode_head.in_channels=[8, 16, 32, 64].'),
+])
+def test_heads_of_other_channels(tmp_path, head, wanted):
+    assert wanted in refusal(segmentor(tmp_path, head))
+
+
+def test_auxiliary_heads_and_necks(tmp_path):
+    good, bad = (dict(type='FCNHead', in_channels=n, in_index=1) for n in (16, 512))
+    preflight.check_backbone(segmentor(tmp_path, aux=[good, good]))
+    assert 'model.auxiliary_head.1.in_channels=512' in refusal(
+        segmentor(tmp_path, aux=[good, bad]))
+    # Behind a neck the heads are its own affair.
+    neck = dict(type='FPN', in_channels=[8, 16, 32, 64], out_channels=4, num_outs=4)
+    preflight.check_backbone(segmentor(tmp_path, aux=bad, neck=neck))
+    neck['in_channels'] = [16, 32, 64]
+    text = refusal(segmentor(tmp_path, neck=neck))
+    assert ('Write model.neck.in_channels=[8, 16, 32, 64], or model.neck.in_channels=[16, 32, 64] '
+            'with model.backbone.out_indices=(1, 2, 3).') in text
+    preflight.check_backbone(segmentor(tmp_path, neck=neck, backbone=dict(out_indices=(1, 2, 3))))
+
+
+def test_classifiers(tmp_path):
+    gap, head = dict(type='GlobalAveragePooling'), dict(type='LinearClsHead', in_channels=768)
+    text = refusal(config(tmp_path, default_scope='mmpretrain', model=dict(
+        type='ImageClassifier', neck=gap, head=head, pretrained='of_all.pth',
+        backbone=dict(type='mmreplk.RepLKNet', arch='31B'))))
+    assert 'Write model.head.in_channels=1024.' in text  # its pretrained is of the whole model

@@ -71,10 +71,10 @@ def test_weights_to_start_from_are_dropped_and_a_resumed_checkpoint_is_not():
     weights = dict(type='Pretrained', checkpoint='gone.pth')
     kaiming = dict(type='Kaiming', layer='Conv2d')
     cfg.model.decode_head.init_cfg = [kaiming, weights]
-    cfg.model.pretrained, cfg.load_from = 'gone.pth', 'gone.pth'
+    cfg.load_from = 'gone.pth'
     reduce_model(cfg, 16)
     assert cfg.model.decode_head.init_cfg == [kaiming]
-    assert cfg.model.pretrained is cfg.load_from is None
+    assert cfg.load_from is None
     cfg = config('upernet_replknet31b_ade20k')
     cfg.merge_from_dict(dict(load_from='run/iter_2.pth', resume=True))
     reduce_model(cfg, 16)

@@ -15,7 +15,7 @@ from mmreplk.training.finite_loss import FiniteLossHook
 HARD = dict(
     checkpoint='mmreplk.SafeCheckpointHook', logger='mmreplk.SafeLoggerHook',
     finite_loss='mmreplk.FiniteLossHook', guarded_data='mmreplk.GuardedDataHook',
-    repeatable_random='mmreplk.RepeatableRandomHook')
+    repeatable_random='mmreplk.RepeatableRandomHook', work_dir_lock='mmreplk.WorkDirLockHook')
 
 
 class OwnHook(Hook):
