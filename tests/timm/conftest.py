@@ -1,6 +1,8 @@
 import pytest
 
 pytest.importorskip('timm')
+import mmreplk.timm  # noqa: E402, F401  # registers the variants
+
 NARROW = ['replknet_31b_narrow', 'replknet_31l_narrow', 'replknet_xl_narrow']
 FULL = ['replknet_31b', 'replknet_31l', 'replknet_xl']
 
