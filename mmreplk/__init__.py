@@ -2,13 +2,14 @@
 
 Importing the package registers ``RepLKNet`` and what its configs name (hooks, an optimizer
 constructor, an FSDP policy), and enters mmreplk in MMEngine's table of packages; see
-:mod:`mmreplk.registry`. Nothing else happens at import, nothing of MMEngine is replaced, and
-without MMEngine and MMCV nothing is registered at all.
+:mod:`mmreplk.registry`. Nothing else happens at import, and nothing of MMEngine is replaced.
+
+Without MMEngine and MMCV nothing is registered: ``RepLKNet`` is the network in plain PyTorch then,
+:class:`mmreplk.models.network.RepLKNetBackbone`. ``import mmreplk.timm`` registers it with timm.
 """
 
-from importlib.util import find_spec
-
 from .config.files import config_path
+from .packages import has_mm
 from .version import __version__
 
 __all__ = ['RepLKNet', '__version__', 'config_path', 'found_packages']
@@ -26,7 +27,7 @@ def found_packages() -> dict[str, str | None]:
     return providers()
 
 
-if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
+if has_mm():
     from .models import RepLKNet
     from .training import (  # noqa: F401  # registers them
         checkpoint_hook,
@@ -43,7 +44,7 @@ else:
 
     def __getattr__(name):
         if name == 'RepLKNet':
-            raise ImportError(
-                'mmreplk.RepLKNet needs mmengine and mmcv, and at least one of them is not '
-                'installed. From a clone, `bash tools/install.sh` installs the tested versions.')
+            # Not at import: mmreplk.ops does not need the network.
+            from .models import RepLKNet
+            return RepLKNet
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

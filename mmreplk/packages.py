@@ -5,6 +5,7 @@ modules; where both are installed, files of one overwrite files of the other.
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 # Module name to the distributions that provide it: the maintained set first, then the original.
 DISTRIBUTIONS = {
@@ -26,6 +27,23 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def importable(module: str) -> bool:
+    """Whether a module can be found, without importing more than the packages that it is in.
+
+    Args:
+        module (str): Its dotted name.
+    """
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # the parent package is missing or broken
+        return False
+
+
+def has_mm() -> bool:
+    """Whether MMEngine and MMCV are there, without which nothing can be registered with them."""
+    return importable('mmengine') and importable('mmcv')
 
 
 def providers() -> dict[str, str | None]:

@@ -19,6 +19,7 @@ RANKS = {
     'weights': 4,
     'training': 5,
     'deploy': 5,
+    'timm': 5,
     'analysis': 5,
     'hub': 6,
     'commands': 6,

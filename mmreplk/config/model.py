@@ -3,13 +3,13 @@
 import warnings
 from copy import deepcopy
 from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from ..packages import importable
 from ..paths import check_file
 from . import files
 from .types import CODEBASES, scope_of, split_init_cfg
@@ -48,13 +48,6 @@ def read_config(path: str, options: dict | None = None) -> Config:
     return cfg
 
 
-def _importable(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ImportError:  # the parent package is missing or broken
-        return False
-
-
 def check_scope(cfg: Config) -> None:
     """Check that the config belongs to a known codebase, and that this one is installed.
 
@@ -71,11 +64,11 @@ def check_scope(cfg: Config) -> None:
             f'CONFIG {cfg.filename}: default_scope is {scope!r}, not one of '
             f'{", ".join(CODEBASES)}. '
             "Set it in the config, such as default_scope = 'mmseg'.")
-    if not _importable(scope):
+    if not importable(scope):
         raise ModuleNotFoundError(
             f'CONFIG {cfg.filename} needs {scope}, which is not installed here. From a clone, '
             '`bash tools/install.sh` installs the tested versions.')
-    if scope == 'mmdet' and not _importable('mmcv._ext'):
+    if scope == 'mmdet' and not importable('mmcv._ext'):
         raise ModuleNotFoundError(
             f'CONFIG {cfg.filename} needs mmdet, and mmdet needs the compiled operators of MMCV '
             '(mmcv._ext), which are missing here. From a clone, `bash tools/install.sh --with-ops` '

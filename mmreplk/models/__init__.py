@@ -1,17 +1,23 @@
 from ..ops import LargeKernelDWConv2d
-from ..registry import MODELS
-from .enlarge.backbone import EnlargedBackbone
-from .replknet import RepLKNet
+from ..packages import has_mm
 
-# For conv_cfg=dict(type='mmreplk.LargeKernelDWConv2d'). mmreplk.ops itself needs nothing but torch.
-MODELS.register_module(module=LargeKernelDWConv2d)
+if has_mm():
+    from ..registry import MODELS
+    from .enlarge.backbone import EnlargedBackbone
+    from .replknet import RepLKNet
 
+    # For conv_cfg=dict(type='mmreplk.LargeKernelDWConv2d'). mmreplk.ops itself needs nothing but
+    # torch.
+    MODELS.register_module(module=LargeKernelDWConv2d)
 
-@MODELS.register_module(name='UPerHead')
-def _uper_head(*args, **kwargs):
-    """Build the head of that name; nothing else of mmreplk needs MMSegmentation."""
-    from .cpu_inference.uper_head import UPerHead
-    return UPerHead(*args, **kwargs)
+    @MODELS.register_module(name='UPerHead')
+    def _uper_head(*args, **kwargs):
+        """Build the head of that name; nothing else of mmreplk needs MMSegmentation."""
+        from .cpu_inference.uper_head import UPerHead
+        return UPerHead(*args, **kwargs)
 
+    __all__ = ['EnlargedBackbone', 'LargeKernelDWConv2d', 'RepLKNet']
+else:
+    from .network import RepLKNetBackbone as RepLKNet
 
-__all__ = ['EnlargedBackbone', 'LargeKernelDWConv2d', 'RepLKNet']
+    __all__ = ['LargeKernelDWConv2d', 'RepLKNet']

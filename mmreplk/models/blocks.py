@@ -4,15 +4,14 @@ import contextlib
 import functools
 
 import torch
-from mmcv.cnn import build_activation_layer
-from mmcv.cnn.bricks import DropPath
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from ..ops.symbolic import is_symbolic
 from .cpu_inference.pointwise import ACTIVATIONS, PointwiseConv2d
-from .layers import FusedSequential, conv_bn, norm_layer
+from .drop_path import DropPath
+from .layers import FusedSequential, activation_layer, conv_bn, norm_layer
 from .plain import is_plain
 from .reparam import ReparamLargeKernelConv
 
@@ -31,8 +30,8 @@ class RepLKBlock(nn.Module):
         kernel_size (int): The large kernel, odd.
         small_kernel (int, optional): The parallel small kernel, or None.
         drop_path (float): Drop probability of the residual branch.
-        norm_cfg (dict): Config of the norms.
-        act_cfg (dict): Config of both activations.
+        norm_cfg (dict | None): Of the norms, as of :func:`.layers.norm_layer`.
+        act_cfg (dict | type): As of :func:`.layers.activation_layer`, of both activations.
     """
 
     def __init__(self, channels: int, dw_channels: int, kernel_size: int,
@@ -42,7 +41,7 @@ class RepLKBlock(nn.Module):
         self.pw1 = conv_bn(channels, dw_channels, 1, norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.large_kernel = ReparamLargeKernelConv(dw_channels, kernel_size, small_kernel,
                                                    norm_cfg)
-        self.lk_nonlinear = build_activation_layer(act_cfg)
+        self.lk_nonlinear = activation_layer(act_cfg)
         self.pw2 = conv_bn(dw_channels, channels, 1, norm_cfg=norm_cfg)
         self.drop_path = drop_path_layer(drop_path)
 
@@ -63,8 +62,8 @@ class ConvFFN(nn.Module):
         channels (int): Channels C of input and output.
         hidden_channels (int): Channels between the two 1x1 convolutions.
         drop_path (float): Drop probability of the residual branch.
-        norm_cfg (dict): Config of the norms.
-        act_cfg (dict): Config of the activation.
+        norm_cfg (dict | None): Of the norms, as of :func:`.layers.norm_layer`.
+        act_cfg (dict | type): As of :func:`.layers.activation_layer`, of the activation.
     """
 
     def __init__(self, channels: int, hidden_channels: int, drop_path: float, norm_cfg: dict,
@@ -72,7 +71,7 @@ class ConvFFN(nn.Module):
         super().__init__()
         self.preffn_bn = norm_layer(norm_cfg, channels)
         self.pw1 = conv_bn(channels, hidden_channels, 1, norm_cfg=norm_cfg)
-        self.nonlinear = build_activation_layer(act_cfg)
+        self.nonlinear = activation_layer(act_cfg)
         self.pw2 = conv_bn(hidden_channels, channels, 1, norm_cfg=norm_cfg)
         self.drop_path = drop_path_layer(drop_path)
 
@@ -121,9 +120,10 @@ class RepLKNetStage(nn.Module):
         dw_ratio (float): Depth-wise channels over C.
         ffn_ratio (float): Hidden channels of ConvFFN over C.
         norm_output (bool): Whether to own a norm for the features handed out of the network.
-        norm_cfg (dict): Config of the norms.
-        act_cfg (dict): Config of the activations in RepLKBlock.
-        ffn_act_cfg (dict): Config of the activation in ConvFFN.
+        norm_cfg (dict | None): Of the norms, as of :func:`.layers.norm_layer`.
+        act_cfg (dict | type): As of :func:`.layers.activation_layer`, of the activations in
+            RepLKBlock.
+        ffn_act_cfg (dict | type): The same for ConvFFN.
         with_cp (bool | str): Which blocks to recompute in the backward pass: all, or those that
             :data:`CHECKPOINTS` names.
     """

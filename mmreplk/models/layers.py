@@ -4,10 +4,10 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import nn
 
 from ..ops import LargeKernelDWConv2d
+from ..packages import importable
 from .cpu_inference.pointwise import ACTIVATIONS, PointwiseConv2d
 from .plain import check_computes, is_plain, value_of
 
@@ -18,7 +18,7 @@ def conv_bn(in_channels: int,
             stride: int = 1,
             groups: int = 1,
             norm_cfg: dict | None = None,
-            act_cfg: dict | None = None,
+            act_cfg: dict | type[nn.Module] | None = None,
             conv_layer: type[nn.Conv2d] | None = None) -> nn.Sequential:
     """A bias-free convolution with padding ``kernel_size // 2``, its norm, and an activation.
 
@@ -30,8 +30,9 @@ def conv_bn(in_channels: int,
         kernel_size (int): Odd kernel size.
         stride (int): Stride. Defaults to 1.
         groups (int): Groups. Defaults to 1.
-        norm_cfg (dict, optional): Config of the norm layer. Defaults to None, BN.
-        act_cfg (dict, optional): Config of the activation. Defaults to None, no activation.
+        norm_cfg (dict, optional): As of :func:`norm_layer`. Defaults to None, BN.
+        act_cfg (dict | type, optional): As of :func:`activation_layer`. Defaults to None, no
+            activation.
         conv_layer (type, optional): ``nn.Conv2d`` or a subclass. Defaults to None:
             :class:`PointwiseConv2d` where it can serve, ``nn.Conv2d`` elsewhere.
 
@@ -53,7 +54,7 @@ def conv_bn(in_channels: int,
             bias=False),
         bn=norm_layer(norm_cfg, out_channels))
     if act_cfg is not None:
-        layers['nonlinear'] = build_activation_layer(act_cfg)
+        layers['nonlinear'] = activation_layer(act_cfg)
     return nn.Sequential(layers)
 
 
@@ -77,8 +78,47 @@ class FusedSequential(nn.Sequential):
 
 
 def norm_layer(norm_cfg: dict | None, num_features: int) -> nn.Module:
-    """The norm layer that ``norm_cfg`` describes; None stands for BN."""
-    return build_norm_layer(norm_cfg or dict(type='BN'), num_features)[1]
+    """The norm layer that ``norm_cfg`` describes.
+
+    Args:
+        norm_cfg (dict | None): A config, which MMCV builds; None stands for ``nn.BatchNorm2d``.
+        num_features (int): Channels C.
+
+    Returns:
+        nn.Module: The layer.
+
+    Raises:
+        ModuleNotFoundError: If a config is given and MMCV is not installed.
+    """
+    if norm_cfg is None:
+        return nn.BatchNorm2d(num_features)
+    return _mmcv(norm_cfg, 'norm_cfg').build_norm_layer(norm_cfg, num_features)[1]
+
+
+def activation_layer(act_cfg: dict | type[nn.Module]) -> nn.Module:
+    """The activation that ``act_cfg`` describes.
+
+    Args:
+        act_cfg (dict | type): A config, which MMCV builds; or a class such as ``nn.ReLU``.
+
+    Returns:
+        nn.Module: The layer.
+
+    Raises:
+        ModuleNotFoundError: If a config is given and MMCV is not installed.
+    """
+    if isinstance(act_cfg, type):
+        return act_cfg()
+    return _mmcv(act_cfg, 'act_cfg').build_activation_layer(act_cfg)
+
+
+def _mmcv(cfg: dict, argument: str):
+    if not importable('mmcv'):
+        raise ModuleNotFoundError(f'{argument}={cfg!r}: layers are built from configs by MMCV, '
+                                  f'which is not installed here. Install it, or leave {argument} '
+                                  'out')
+    import mmcv.cnn
+    return mmcv.cnn
 
 
 @torch.no_grad()

@@ -97,6 +97,8 @@ class ReparamLargeKernelConv(nn.Module):
         """
         merge_kernels(self)
 
+    reparameterize = merge_kernel  # the name under which timm's reparameterize_model asks for it
+
     @torch.no_grad()
     def merged(self, name: str = '') -> LargeKernelDWConv2d:
         """The merged convolution; the branches stay.

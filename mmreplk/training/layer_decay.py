@@ -7,48 +7,27 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from ..models import RepLKNet
+from ..models.layer_groups import layer_group
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS, register
-
-PAIRS_PER_GROUP = 2  # pairs of RepLKBlock and ConvFFN that share a learning rate
 
 
 def layer_groups(backbone: RepLKNet) -> tuple[dict[int, int], int]:
-    """Number the groups of parameters that share a learning rate, from the input upwards.
-
-    Two pairs of RepLKBlock and ConvFFN make a group; one that is left over at the end of a stage
-    makes a group of its own. A transition belongs to the group of the blocks before it, as in the
-    authors' runs. For the published depths 2-2-18-2:
-
-    ===== ======================================================
-    group parameters
-    ===== ======================================================
-    0     ``stem``
-    1     ``stages.0.blocks.0`` to ``3``, ``transitions.0``
-    2     ``stages.1.blocks.0`` to ``3``, ``transitions.1``
-    3     ``stages.2.blocks.0`` to ``3``
-    ...   four more blocks of stage 2 each
-    11    ``stages.2.blocks.32`` to ``35``, ``transitions.2``
-    12    ``stages.3.blocks.0`` to ``3``
-    13    all else: ``norm``, ``stages.S.norm``, necks and heads
-    ===== ======================================================
+    """The groups of parameters that share a learning rate; see :func:`.layer_group`.
 
     Args:
-        backbone (RepLKNet): The backbone.
+        backbone (RepLKNet): The backbone. Its blocks may be wrapped, as by FSDP.
 
     Returns:
         tuple[dict[int, int], int]: The ``id`` of each parameter of groups 0 to N to its group, and
         N, the number of groups of blocks.
     """
-    modules = [(backbone.stem, 0)]
-    group = 0
+    modules = dict(stem=backbone.stem)
     for i, stage in enumerate(backbone.stages):
-        first = group + 1
-        for index, block in enumerate(stage.blocks):
-            group = first + index // (2 * PAIRS_PER_GROUP)
-            modules.append((block, group))
-        if i < len(backbone.transitions):
-            modules.append((backbone.transitions[i], group))
-    return {id(p): number for module, number in modules for p in module.parameters()}, group
+        modules |= {f'stages.{i}.blocks.{j}': block for j, block in enumerate(stage.blocks)}
+    modules |= {f'transitions.{i}': module for i, module in enumerate(backbone.transitions)}
+    layers = backbone.arch.layers[:backbone.num_stages]
+    return {id(p): layer_group(name, layers) for name, module in modules.items()
+            for p in module.parameters()}, layer_group('norm', layers) - 1
 
 
 @register(OPTIM_WRAPPER_CONSTRUCTORS)

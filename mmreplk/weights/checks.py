@@ -17,8 +17,8 @@ from ..models.first_conv import channels_hint
 from ..models.keys import is_merged
 from ..paths import check_file, is_remote
 from .fit import compare
-from .layouts import check_values, num_classes, split, unwrap
-from .pretrained import AUTO, MERGED, NOT_MERGED, other_arch, start_weights
+from .layouts import check_values, num_classes, other_arch, split, unwrap
+from .pretrained import AUTO, MERGED, NOT_MERGED, start_weights
 from .safe_load import UnsafeFileError, read_any
 
 _REMEDY = 'Name the weights of this config, or the config of these weights'

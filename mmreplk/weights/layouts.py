@@ -20,6 +20,7 @@ import torch
 
 from ..models.arch import ARCHS, Arch
 from ..models.keys import BLOCK, is_merged
+from ..models.network import RepLKNetBackbone
 
 PREFIX = 'backbone.'
 # Where training scripts put the weights: MMEngine and MMCV, the authors, DeepSpeed.
@@ -177,6 +178,25 @@ def describe_arch(arch: Arch, merged: bool = False) -> str:
     return text if merged else f'{text}, small_kernel {arch.small_kernel}'
 
 
+def other_arch(backbone: RepLKNetBackbone, body: Mapping[str, torch.Tensor]) -> str | None:
+    """Say so if weights are of another architecture than a backbone.
+
+    Args:
+        backbone (RepLKNetBackbone): The backbone; it may be on 'meta'.
+        body (dict[str, Tensor]): The weights without prefix.
+
+    Returns:
+        str | None: The end of a sentence that begins with the file, or None.
+    """
+    merged = is_merged(body)
+    arch = arch_of(body)
+    wanted = replace(backbone.arch, small_kernel=None) if merged else backbone.arch
+    if _first_stages(arch, backbone.num_stages) == _first_stages(wanted, backbone.num_stages):
+        return None
+    return (f'is of arch {describe_arch(arch, merged)}, but the backbone of '
+            f'{describe_arch(wanted, merged)}')
+
+
 def num_classes(state: Mapping[str, torch.Tensor]) -> int | None:
     """The number of classes that the weights of a whole model tell apart.
 
@@ -223,6 +243,11 @@ def check_values(state: Mapping, own: Mapping[str, torch.Tensor] | None = None) 
         if kind:
             raise ValueError(f'holds {name} {kind}: save it as an ordinary tensor of floating '
                              'point numbers')
+
+
+def _first_stages(arch: Arch, count: int) -> Arch:
+    return replace(arch, large_kernel_sizes=arch.large_kernel_sizes[:count],
+                   layers=arch.layers[:count], channels=arch.channels[:count])
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -4,7 +4,6 @@ MMEngine loads what fits and only warns of the rest, also where nothing fits.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 from mmengine.logging import print_log
@@ -13,19 +12,12 @@ from mmengine.model.weight_init import update_init_info
 from torch import nn
 
 from ..models import EnlargedBackbone, RepLKNet
-from ..models.arch import Arch
 from ..models.first_conv import adapted, channels_hint
 from ..models.fold import fold_norms
 from ..models.keys import STAGE_NORM, adopt_final_norm, is_merged, stage_norms
 from ..registry import WEIGHT_INITIALIZERS
 from .fit import compare
-from .layouts import (
-    arch_of,
-    check_values,
-    describe_arch,
-    split,
-    unwrap,
-)
+from .layouts import arch_of, check_values, other_arch, split, unwrap
 from .safe_load import read_any
 
 MERGED = ('is merged already (small kernels inside the large ones): build the merged network for '
@@ -145,25 +137,6 @@ def check_backbone_weights(backbone: nn.Module, body: dict[str, torch.Tensor]) -
     return {name: value for name, value in body.items() if name in own}
 
 
-def other_arch(backbone: nn.Module, body: dict[str, torch.Tensor]) -> str | None:
-    """Say so if weights are of another architecture than a backbone.
-
-    Args:
-        backbone (RepLKNet): The backbone; it may be on 'meta'.
-        body (dict[str, Tensor]): The weights without prefix.
-
-    Returns:
-        str | None: The end of a sentence that begins with the file, or None.
-    """
-    merged = is_merged(body)
-    arch = arch_of(body)
-    wanted = replace(backbone.arch, small_kernel=None) if merged else backbone.arch
-    if _first_stages(arch, backbone.num_stages) == _first_stages(wanted, backbone.num_stages):
-        return None
-    return (f'is of arch {describe_arch(arch, merged)}, but the backbone of '
-            f'{describe_arch(wanted, merged)}')
-
-
 def pretrained_body(checkpoint, prefix: str | None = None) -> dict[str, torch.Tensor]:
     """The backbone's weights in a checkpoint that a backbone is to start from.
 
@@ -231,8 +204,3 @@ def enlarged_weights(backbone: EnlargedBackbone, checkpoint: Mapping,
 def log_start(line: str) -> None:
     """Log a line about the weights that a network starts from."""
     print_log(f'init_cfg: {line}.', logger='current')
-
-
-def _first_stages(arch: Arch, count: int) -> Arch:
-    return replace(arch, large_kernel_sizes=arch.large_kernel_sizes[:count],
-                   layers=arch.layers[:count], channels=arch.channels[:count])

@@ -79,21 +79,33 @@ print('nothing')
     assert done.stdout.splitlines()[-1:] == ['nothing'], done.stderr
 
 
-def test_import_without_mm_packages_names_the_remedy():
+def test_without_mm_packages_it_is_plain_pytorch():
     code = '''
 import importlib.util as util, sys
 found = util.find_spec
 util.find_spec = lambda name, *a: None if name in ("mmengine", "mmcv") else found(name, *a)
 import mmreplk
+assert "mmreplk.models" not in sys.modules
+print(mmreplk.RepLKNet.__module__)
 assert not any(name.startswith(("mmengine", "mmcv")) for name in sys.modules)
+arch = dict(large_kernel_sizes=[5], layers=[1], channels=[4])
+mmreplk.RepLKNet(arch)
+for argument in ("norm_cfg", "act_cfg", "ffn_act_cfg"):
+    try:
+        mmreplk.RepLKNet(arch, **{argument: dict(type="GELU")})
+    except ModuleNotFoundError as error:
+        print(error)
 try:
-    mmreplk.RepLKNet
-except ImportError as error:
+    mmreplk.something
+except AttributeError as error:
     print(error)
 '''
     done = run_python(code)
-    assert 'needs mmengine and mmcv' in done.stdout, done.stderr
-    assert 'tools/install.sh' in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[0] == 'mmreplk.models.network', done.stderr
+    assert len(lines) == 5
+    assert all('MMCV, which is not installed here' in line for line in lines[1:4])
+    assert 'something' in lines[4]
 
 
 class TestConfigPaths:
