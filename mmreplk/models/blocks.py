@@ -1,7 +1,6 @@
 """The two residual blocks of RepLKNet and the stage that alternates them (paper, section 4.1)."""
 
 import contextlib
-import functools
 
 import torch
 from torch import nn
@@ -155,12 +154,31 @@ def run_layer(layer: nn.Module, x: torch.Tensor, with_cp: bool) -> torch.Tensor:
     """Run a layer, recomputing it in the backward pass if ``with_cp`` and gradients are wanted."""
     if not (with_cp and torch.is_grad_enabled()) or is_symbolic(x):
         return layer(x)
-    return checkpoint(
-        layer, x, use_reentrant=False, context_fn=functools.partial(_recompute_contexts, layer))
+    return _checkpointed(layer, x)
 
 
-def _recompute_contexts(layer: nn.Module):
-    return contextlib.nullcontext(), _running_stats_kept(layer)
+@torch.compiler.disable  # to the compiler, the second run would be as the first
+def _checkpointed(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    raised, runs = [], 0
+
+    def run(x):
+        nonlocal runs
+        runs += 1
+        if runs > 1:  # once for each backward pass: there may be several
+            with _running_stats_kept(layer):
+                return layer(x)
+        try:
+            return layer(x)
+        except BaseException as error:
+            raised.append(error)
+            return None
+
+    # An error that passes through PyTorch's checkpoint leaves its hooks on saved tensors in force
+    # for as long as someone holds the error: every later graph would recompute this layer.
+    out = checkpoint(run, x, use_reentrant=False)
+    if raised:
+        raise raised.pop()
+    return out
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from . import dispatch
 from .arguments import LONGEST, WIDEST, check_memory
 from .custom_ops import dwconv2d, dwconv2d_pair
 from .problem import Problem
-from .torch_conv import HANGING_WIDTH, conv2d, is_dilated
+from .torch_conv import HANGING_WIDTH, conv2d, is_dilated, is_strided_line
 from .torch_internals import (
     functorch_level,
     is_any_autocast_enabled,
@@ -88,7 +88,8 @@ def large_kernel_dwconv2d(x: Tensor,
     if backend == 'auto':
         # A shortcut for problems of a few microseconds; every check below would be felt.
         if (x.dim() == 4 and weight.dim() == 4 and x.device.type == 'cpu'
-                and _is_tiny(x, weight.shape[2:], dilation) and not torch.compiler.is_compiling()):
+                and _is_tiny(x, weight.shape[2:], stride, dilation)
+                and not torch.compiler.is_compiling()):
             return _pytorch(x, weight, bias, stride, padding, dilation, relu)
     elif backend not in dispatch.CHOICES:
         raise ValueError(f'backend must be one of {", ".join(dispatch.CHOICES)}, not {backend!r}')
@@ -229,7 +230,8 @@ def explain(x: Tensor,
         return dispatch.Choice('torch', 'nothing to compute, or not a strided real tensor', {})
     choice = dispatch.choose(problem, backend)
     choice = choice._replace(candidates=dict(choice.candidates))  # the caller's own
-    if backend == 'auto' and problem.device == 'cpu' and _is_tiny(x, problem.kernel, dilation):
+    if (backend == 'auto' and problem.device == 'cpu'
+            and _is_tiny(x, problem.kernel, stride, dilation)):
         return choice._replace(backend='torch', reason='so small that any choice costs more')
     return choice
 
@@ -321,13 +323,14 @@ def _sides(padding, kernel, dilation: tuple[int, int]) -> tuple[int, ...] | None
     return None if pair is None else (pair[0], pair[0], pair[1], pair[1])
 
 
-def _is_tiny(x, kernel, dilation) -> bool:
+def _is_tiny(x, kernel, stride, dilation) -> bool:
     """Whether to go to PyTorch at once; not where it would hang or err in autocast's 16 bits.
 
     See `conv2d`, which must get what autocast makes of the arguments.
     """
     return (x.numel() * kernel[0] * kernel[1] < TINY and kernel[1] < HANGING_WIDTH
-            and not (is_dilated(dilation) and is_any_autocast_enabled()))
+            and not (is_any_autocast_enabled()
+                     and (is_dilated(dilation) or is_strided_line(x, stride))))
 
 
 def _pytorch(x, weight, bias, stride, padding, dilation, relu=False) -> Tensor:

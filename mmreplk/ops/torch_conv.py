@@ -74,7 +74,8 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups) -> Tensor:
     if any(t.dtype != x.dtype for t in tensors) or weight.dim() != 4 or not (
             _hangs(x, weight, groups)
             or torch.is_grad_enabled() and (is_faulty_trained(x, groups, dilation)
-                                            or _is_strided_line(x, stride))):
+                                            or _is_16_bits_on_cpu(x)
+                                            and is_strided_line(x, stride))):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     wide = (None if t is None else t.float() for t in (x, weight, bias))
     with torch.autocast('cpu', enabled=False):
@@ -101,17 +102,17 @@ def is_faulty_trained(x: Tensor, groups: int, dilation: int | Sequence[int]) -> 
 
 
 def is_dilated(dilation: int | Sequence[int]) -> bool:
-    """Whether any axis is; what is no dilation counts, for PyTorch to refuse."""
+    """Whether any axis is (of strides: strided); what is neither counts, for PyTorch to refuse."""
     return any(d != 1 for d in (dilation if isinstance(dilation, tuple | list) else (dilation, )))
 
 
-def _is_strided_line(x: Tensor, stride: int | Sequence[int]) -> bool:
-    """Whether a 16-bit feature map of one row or column is strided over, undilated.
+def is_strided_line(x: Tensor, stride: int | Sequence[int]) -> bool:
+    """Whether a feature map of one row or column is strided over, dilated or not.
 
-    Its weight gradient reads unwritten memory too, in bfloat16 on channels-last maps (PyTorch 2.5,
-    2.12 and 2.14; docs/reliability.md).
+    In 16 bits its weight gradient reads unwritten memory too, in bfloat16 on channels-last maps
+    (PyTorch 2.5, 2.12 and 2.14; docs/reliability.md).
     """
-    return _is_16_bits_on_cpu(x) and 1 in x.shape[-2:] and is_dilated(stride)
+    return 1 in x.shape[-2:] and is_dilated(stride)
 
 
 def _is_16_bits_on_cpu(x: Tensor) -> bool:

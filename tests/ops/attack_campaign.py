@@ -61,6 +61,8 @@ def main() -> int:
 def _campaign(chosen, start, arguments):
     tried, failed, died = Counter(), Counter(), Counter()
     end, count = time.monotonic() + 60 * arguments.minutes, 0
+    # A campaign too short for a round of each does not try the same ones every time.
+    chosen = random.Random(start).sample(chosen, len(chosen))
     while time.monotonic() < end and (arguments.rounds is None or count < arguments.rounds):
         for name in chosen:
             # The first round of a seed has that seed, so that it can be repeated alone.

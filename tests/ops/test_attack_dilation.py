@@ -82,14 +82,18 @@ def check(dtype, route, layouts, channels, size, kernel, dilation, stride=1, see
 @attack(60, dtype=st.sampled_from(SIXTEEN), route=st.sampled_from(ROUTES),
         layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2),
         channels=st.sampled_from([2, 3, 8, 16, 17]),
-        size=st.tuples(st.integers(4, 24), st.integers(29, 72)),
+        size=st.one_of(st.tuples(st.integers(4, 24), st.integers(29, 72)),
+                       st.tuples(st.integers(1, 99), st.just(1)),
+                       st.tuples(st.just(1), st.integers(1, 99))),
         kernel=st.tuples(st.sampled_from([1, 2, 3, 5, 9]), st.sampled_from([1, 2, 3, 5, 9])),
         dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
         stride=st.sampled_from([1, 1, 2, (1, 2)]), seed=st.integers(0, 2**31))
 def test_16_bits_with_dilation_in_every_layout(dtype, route, layouts, channels, size, kernel,
                                                dilation, stride, seed):
     """Output and gradients by every route, beside memory full of NaN."""
-    size = tuple(max(s, d * (k - 1) + 1) for s, k, d in zip(size, kernel, dilation, strict=True))
+    # Padded by half of what the kernel reaches, a pixel is enough, or two.
+    size = tuple(max(s, 1 + d * (k - 1) % 2)
+                 for s, k, d in zip(size, kernel, dilation, strict=True))
     check(dtype, route, layouts, channels, size, kernel, dilation, stride, seed)
 
 
@@ -123,4 +127,15 @@ def test_strided_columns(channels, size, kernel, stride):
     """Undilated, where PyTorch's weight gradient reads unwritten memory all the same."""
     for seed in range(8):
         check(torch.bfloat16, 'auto', ('channels_last', 'nchw'), channels, size, kernel, (1, 1),
+              stride, seed)
+
+
+@pytest.mark.parametrize('route', ROUTES)
+@pytest.mark.parametrize(('channels', 'size', 'kernel', 'stride'), [
+    (3, (12, 1), (4, 11), (3, 3)), (28, (6, 1), (1, 9), (1, 2)), (6, (9, 1), (3, 7), (2, 3)),
+    (2, (2, 1), (5, 5), (3, 2)), (3, (1, 12), (11, 3), (2, 2))])
+def test_tiny_strided_columns(route, channels, size, kernel, stride):
+    """So small that nothing but PyTorch is asked, by autocast and without."""
+    for seed in range(8):
+        check(torch.bfloat16, route, ('channels_last', 'nchw'), channels, size, kernel, (1, 1),
               stride, seed)
