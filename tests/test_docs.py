@@ -13,7 +13,8 @@ README = ROOT / 'README.md'
 PAGES = [
     README, ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md')),
     *(ROOT / folder / 'README.md'
-      for folder in ('configs', 'mmreplk/analysis', 'mmreplk/ops', 'tests', 'tools/benchmarks'))
+      for folder in ('configs', 'mmreplk/analysis', 'mmreplk/ops', 'mmreplk/training', 'tests',
+                     'tools/benchmarks'))
 ]
 
 
