@@ -72,7 +72,8 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['mmreplk', 'mmreplk.*']),
     # Modules that networks import by a folder, and the tiles that tune_triton.py has measured.
-    package_data={'mmreplk.ops.dropin': ['modules/*.py'], 'mmreplk.ops.gpu': ['tiles.json']},
+    package_data={'mmreplk.ops.dropin': ['modules/*.py', 'modules/*/*.py'],
+                  'mmreplk.ops.gpu': ['tiles.json']},
     # The mm packages exist under two sets of names that must not be mixed, so none is required
     # here: the user's environment has one of them. requirements/onedl.txt pins the tested one.
     install_requires=['torch>=2.5'],

@@ -13,4 +13,5 @@ setup(
     python_requires='>=3.10',
     install_requires=['mmreplk'],
     package_dir={'': 'modules'},
+    packages=['DepthwiseConv2d'],
     py_modules=['depthwise_conv2d_implicit_gemm', '_depthwise_conv2d_implicit_gemm_C'])

@@ -6,6 +6,7 @@ checked; that everything is float32 on the CPU and lies in memory large enough i
 """
 
 import ctypes
+import importlib
 import math
 import struct
 from pathlib import Path
@@ -21,9 +22,13 @@ from .contrast import backward_cells, forward_cells, worth
 from .plan import Tiles, direct_cost, fft_tiles
 
 try:
-    from . import _native
+    _native = importlib.import_module('._native', __package__)
+except ModuleNotFoundError:
+    _native, _why_not = None, ('the compiled kernels are not installed: mmreplk was installed '
+                               'without a C compiler or is run from a folder, where '
+                               '"python setup.py build_ext --inplace" builds them')
 except ImportError as error:
-    _native, _why_not = None, f'the compiled kernels are not installed ({error})'
+    _native, _why_not = None, f'the compiled kernels do not load: {error}'
 
 # The enum in csrc/dwconv.h. The two kinds of direct sum differ in what lies in a vector: channels,
 # or pixels of a row.

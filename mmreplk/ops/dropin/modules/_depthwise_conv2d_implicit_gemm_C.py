@@ -1,13 +1,14 @@
 """The six functions of the compiled half of ``depthwise_conv2d_implicit_gemm``, by mmreplk.
 
 Feature maps are (N, C, H, W), kernels (C, 1, Kh, Kw), padded by ``K // 2``. None of them is
-differentiable, as the extension's: networks call them from autograd functions of their own.
+differentiable or asks for autocast, as the extension's: networks call them from autograd functions
+of their own.
 """
 
 import torch
 from torch import Tensor
 
-from mmreplk.ops import large_kernel_dwconv2d
+from mmreplk.ops.dropin import convolve
 
 __all__ = ['backward_data_fp16', 'backward_data_fp32', 'backward_filter_fp16',
            'backward_filter_fp32', 'forward_fp16', 'forward_fp32']
@@ -16,14 +17,14 @@ __all__ = ['backward_data_fp16', 'backward_data_fp32', 'backward_filter_fp16',
 @torch.no_grad()
 def forward_fp32(x: Tensor, w: Tensor) -> Tensor:
     """The convolution of x with w, in the dtype of x."""
-    return large_kernel_dwconv2d(x, w.to(x.dtype), padding=(w.shape[2] // 2, w.shape[3] // 2))
+    return convolve(x, w)
 
 
 @torch.no_grad()
 def backward_data_fp32(grad: Tensor, w: Tensor) -> Tensor:
     """The gradient of the input, in the dtype of grad: a convolution with the flipped kernels."""
-    padding = [k - 1 - k // 2 for k in w.shape[2:]]
-    return large_kernel_dwconv2d(grad, w.to(grad.dtype).flip(2, 3), padding=tuple(padding))
+    rows, columns = w.shape[2:]
+    return convolve(grad, w.flip(2, 3), (rows - 1 - rows // 2, columns - 1 - columns // 2))
 
 
 @torch.no_grad()

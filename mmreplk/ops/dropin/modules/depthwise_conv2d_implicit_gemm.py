@@ -1,9 +1,13 @@
 """``depthwise_conv2d_implicit_gemm``, served by mmreplk: see mmreplk.ops.dropin."""
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
 from mmreplk.ops import LargeKernelDWConv2d, large_kernel_dwconv2d
+from mmreplk.ops.dropin import convolve
+from mmreplk.ops.symbolic import is_symbolic
 
 __all__ = ['DepthWiseConv2dImplicitGEMM']
 
@@ -13,7 +17,8 @@ class DepthWiseConv2dImplicitGEMM(LargeKernelDWConv2d):
 
     Unlike the extension's it has the padding that it computes with as its attribute, takes any
     strides of memory and any device, and bfloat16 and float64 beside float32 and float16. The
-    output has the dtype of the input, whatever that of the weights, except under autocast.
+    output has the dtype of the input, whatever that of the weights, except under autocast, where it
+    is that of ``nn.Conv2d``.
 
     Args:
         channels (int): Channels C of input and output.
@@ -21,26 +26,40 @@ class DepthWiseConv2dImplicitGEMM(LargeKernelDWConv2d):
         bias (bool): Whether it adds a bias. Defaults to False.
 
     Raises:
-        TypeError, ValueError: If kernel is neither an int nor a pair of positive ints.
+        ValueError: If kernel is neither a positive int nor a pair of them.
     """
 
     def __init__(self, channels: int, kernel: int | tuple[int, int], bias: bool = False):
-        sides = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
-        if len(sides) != 2 or min(sides) < 1:
+        sides = (kernel, kernel) if isinstance(kernel, Integral) else kernel
+        if (not isinstance(sides, (tuple, list)) or len(sides) != 2
+                or not all(isinstance(side, Integral) and side > 0 for side in sides)):
             raise ValueError('DepthWiseConv2dImplicitGEMM: kernel must be a positive int or a pair '
                              f'of them, not {kernel!r}; there is no 3-d convolution')
-        super().__init__(channels, channels, sides, padding=(sides[0] // 2, sides[1] // 2),
-                         groups=channels, bias=bias)
+        sides = tuple(map(int, sides))
+        super().__init__(channels, channels, sides, padding=_half(sides), groups=channels,
+                         bias=bias)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve ``(N, C, H, W)`` or ``(C, H, W)``."""
-        if input.dtype == self.weight.dtype or torch.is_autocast_enabled(input.device.type):
-            return super().forward(input)
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if 'backend' not in state:
+            # A network that was pickled whole with the extension, whose padding was no attribute.
+            self.padding = _half(self.kernel_size)
+            rows, columns = self.padding
+            self._reversed_padding_repeated_twice = [columns, columns, rows, rows]
+
+    def _fast_forward(self, input: Tensor) -> Tensor:
+        if (is_symbolic(input) or input.dtype == self.weight.dtype
+                or torch.is_autocast_enabled(input.device.type)):
+            return super()._fast_forward(input)
         # Networks cast their inputs to float16 and keep the weights in float32.
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return large_kernel_dwconv2d(input, self.weight.to(input.dtype), bias, self.stride,
                                      self.padding, self.dilation, self.groups,
-                                     backend=self.backend)
+                                     activation=self.activation, backend=self.backend)
+
+
+def _half(sides: tuple[int, int]) -> tuple[int, int]:
+    return sides[0] // 2, sides[1] // 2
 
 
 class _Function:
@@ -51,10 +70,7 @@ class _Function:
     @classmethod
     def apply(cls, x: Tensor, w: Tensor) -> Tensor:
         """Convolve ``x`` (N, C, H, W) with kernels ``w`` (C, 1, Kh, Kw), padded by ``K // 2``."""
-        dtype = x.dtype if x.dtype in cls.dtypes else cls.dtypes[0]
-        with torch.autocast(x.device.type, enabled=False):
-            return large_kernel_dwconv2d(x.to(dtype), w.to(dtype),
-                                         padding=(w.shape[2] // 2, w.shape[3] // 2))
+        return convolve(x if x.dtype in cls.dtypes else x.to(cls.dtypes[0]), w)
 
 
 class _DepthWiseConv2dImplicitGEMMFP32(_Function):
