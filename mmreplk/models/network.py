@@ -195,12 +195,13 @@ class RepLKNetBackbone(nn.Module):
             x = run_layer(layer, x, self.with_cp is True)
         outs = []
         for i, stage in enumerate(self.stages):
+            if i > 0:
+                x = self.transitions[i - 1](x)
             x = stage(x)
             if i in indices:
                 outs.append(stage.norm(x))
-            if i == max(indices):
+            if i == indices[-1]:
                 break
-            x = self.transitions[i](x)
         if final_norm:
             outs[-1] = self.norm(outs[-1])
         return [out.contiguous() if channels_last else out for out in outs]
