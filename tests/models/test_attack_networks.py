@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from mmreplk import RepLKNet
-from mmreplk.models import replknet
+from mmreplk.models import network as plain_network
 from mmreplk.models.blocks import ConvFFN, RepLKBlock
 from mmreplk.models.cpu_inference.pointwise import PointwiseConv2d
 from mmreplk.models.layers import FusedSequential
@@ -69,7 +69,7 @@ def plainly():
     with contextlib.ExitStack() as stack:
         for kind, forward in PLAIN.items():
             stack.enter_context(mock.patch.object(kind, 'forward', forward))
-        stack.enter_context(mock.patch.object(replknet, 'faster_channels_last',
+        stack.enter_context(mock.patch.object(plain_network, 'faster_channels_last',
                                               return_value=False))
         yield
 
