@@ -24,7 +24,7 @@ from ..config.types import split_init_cfg
 from ..registry import MMENGINE_MODELS, MODELS, WEIGHT_INITIALIZERS
 from .arch import parse_arch, parse_frozen_stages, parse_out_indices
 from .blocks import CHECKPOINTS, RepLKNetStage, run_layer
-from .cpu_inference.pointwise import faster_channels_last
+from .cpu_inference.pointwise import channels_last_inference
 from .fold import deploy_network, fold_norms, norms_of
 from .keys import adopt_final_norm, is_merged
 from .layers import conv_bn, norm_layer
@@ -181,6 +181,7 @@ class RepLKNet(BaseModule):
         """Whether the small kernels are merged into the large ones, and all norms folded."""
         return not norms_of(self)
 
+    @channels_last_inference
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute the feature maps of the stages in ``out_indices``.
 
@@ -192,20 +193,19 @@ class RepLKNet(BaseModule):
             ceil(W / s))`` with ``s = 4 * 2**S``, rounded up at each halving. They have the memory
             format of x, also where the network computes in another.
         """
-        channels_last = faster_channels_last(x, self.stem[2].conv)
-        x = self.stem[0](x.contiguous(memory_format=torch.channels_last) if channels_last else x)
+        x = self.stem[0](x)
         for layer in self.stem[1:]:
             x = run_layer(layer, x, self.with_cp is True)
         outs = []
         for i, stage in enumerate(self.stages):
+            if i > 0:
+                x = self.transitions[i - 1](x)
             x = stage(x)
             if i in self.out_indices:
                 outs.append(stage.norm(x))
-            if i + 1 < self.num_stages:
-                x = self.transitions[i](x)
         if hasattr(self, 'norm'):
             outs[-1] = self.norm(outs[-1])
-        return tuple(out.contiguous() if channels_last else out for out in outs)
+        return tuple(outs)
 
     def switch_to_deploy(self) -> None:
         """Merge every small kernel into the large one and fold every norm, in place.
