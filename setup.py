@@ -78,7 +78,7 @@ setup(
     # here: the user's environment has one of them. requirements/onedl.txt pins the tested one.
     install_requires=['torch>=2.5'],
     # For mmreplk.timm alone, which needs no mm package.
-    extras_require=dict(timm=['timm>=1.0.9']),
+    extras_require=dict(timm=['timm>=1.0.15']),
     ext_modules=extensions(),
     # One binary for every Python from 3.10 on: the module uses the stable ABI alone.
     options=dict(bdist_wheel=dict(py_limited_api='cp310')) if sys.platform != 'win32' else {},

@@ -8,10 +8,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from ..ops.symbolic import is_symbolic
-from .cpu_inference.pointwise import ACTIVATIONS, PointwiseConv2d
 from .drop_path import DropPath
-from .layers import FusedSequential, activation_layer, conv_bn, norm_layer
-from .plain import is_plain
+from .layers import activation_layer, conv_bn, norm_layer
 from .reparam import ReparamLargeKernelConv
 
 
@@ -47,11 +45,8 @@ class RepLKBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(N, C, H, W)`` to the same shape."""
         out = self.pw1(self.prelkb_bn(x))
-        if type(self.large_kernel) is ReparamLargeKernelConv:
-            out = self.large_kernel.with_relu(out, self.lk_nonlinear)
-        else:
-            out = self.lk_nonlinear(self.large_kernel(out))
-        return _add(x, out, self.pw2, self.drop_path)
+        out = self.lk_nonlinear(self.large_kernel(out))
+        return x + self.drop_path(self.pw2(out))
 
 
 class ConvFFN(nn.Module):
@@ -76,32 +71,8 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(N, C, H, W)`` to the same shape."""
-        out = _activated(self.preffn_bn(x), self.pw1, self.nonlinear)
-        return _add(x, out, self.pw2, self.drop_path)
-
-
-def _activated(x: torch.Tensor, layers: nn.Module, activation: nn.Module) -> torch.Tensor:
-    """``activation(layers(x))``, by the convolution itself where it is alone (deployed)."""
-    if (isinstance(x, torch.Tensor) and _is_lone_pointwise(layers)
-            and is_plain(activation, *ACTIVATIONS.values())):
-        return layers.conv.forward(x, activation=activation)
-    return activation(layers(x))
-
-
-def _add(x: torch.Tensor, out: torch.Tensor, last: nn.Module,
-         drop_path: nn.Module) -> torch.Tensor:
-    """``x + drop_path(last(out))``, by the convolution itself where it is alone (deployed)."""
-    if (isinstance(x, torch.Tensor) and _is_lone_pointwise(last)
-            and is_plain(drop_path, nn.Identity, DropPath)
-            and not (drop_path.training and type(drop_path) is DropPath)):
-        return last.conv.forward(out, x)
-    return x + drop_path(last(out))
-
-
-def _is_lone_pointwise(layers: nn.Module) -> bool:
-    """Whether layers are a 1x1 convolution of ours alone, to which nobody listens."""
-    return (is_plain(layers, nn.Sequential, FusedSequential) and list(layers._modules) == ['conv']
-            and is_plain(layers.conv, PointwiseConv2d))
+        out = self.nonlinear(self.pw1(self.preffn_bn(x)))
+        return x + self.drop_path(self.pw2(out))
 
 
 # What with_cp may name beside all and nothing.
@@ -145,8 +116,8 @@ class RepLKNetStage(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(N, C, H, W)`` to the same shape, without :attr:`norm`."""
         for block in self.blocks:
-            x = run_layer(block, x, self.with_cp is True or CHECKPOINTS.get(
-                self.with_cp) is type(block))
+            with_cp = self.with_cp is True or isinstance(block, CHECKPOINTS.get(self.with_cp, ()))
+            x = run_layer(block, x, with_cp)
         return x
 
 

@@ -9,8 +9,8 @@ convolution its columns::
 
 The second is exact because a 1x1 convolution has no padding: with one, ``t`` would be missing in
 the border. Norms of outputs have no convolution behind them within the backbone and become
-:class:`ChannelAffine`. The source is the paper's re-parameterisation (section 3.1), which merges
-the large and the small kernel alone.
+:class:`.deployed.ChannelAffine`. The source is the paper's re-parameterization (section 3.1), which
+merges the large and the small kernel alone.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .blocks import ConvFFN, RepLKBlock, RepLKNetStage
-from .layers import FusedSequential, check_conv, check_foldable, check_norm, norm_affine, rounded
+from .blocks import RepLKNetStage
+from .deployed import DEPLOYED, ChannelAffine, FusedSequential
+from .layers import check_conv, check_foldable, check_norm, norm_affine, rounded
 from .plain import check_forward, is_plain, set_values, unchanged_on_failure, value_of
 from .reparam import merge_kernels
 
@@ -27,23 +28,6 @@ _VARIANCE = '.running_var'
 _BEHIND = 'bn'  # the norm's name behind the convolution ``conv`` beside it
 _BEFORE = ('prelkb_bn', 'preffn_bn')  # before the convolution ``pw1.conv`` beside it
 _ALONE = 'norm'  # of an output
-
-
-class ChannelAffine(nn.Module):
-    """``weight * x + bias`` for each channel: what is left of a norm that nothing follows.
-
-    Args:
-        channels (int): Channels C.
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``(N, C, H, W)`` to the same shape."""
-        return torch.addcmul(self.bias.reshape(-1, 1, 1), x, self.weight.reshape(-1, 1, 1))
 
 
 @torch.no_grad()
@@ -163,6 +147,7 @@ def deploy_network(model: nn.Module) -> None:
                     del module.bn
                 if hasattr(module, 'nonlinear'):
                     module.__class__ = FusedSequential
+            module.__class__ = DEPLOYED.get(type(module), type(module))
 
 
 def _owner_of(model: nn.Module, norm: str, owner: str) -> nn.Conv2d:
@@ -170,7 +155,8 @@ def _owner_of(model: nn.Module, norm: str, owner: str) -> nn.Conv2d:
     parent, _, kind = norm.rpartition('.')
     layers, name = model.get_submodule(parent), owner.rpartition('.')[0]
     if kind in _BEFORE:
-        check_forward(layers, (RepLKBlock.forward, ConvFFN.forward), parent)
+        # A deployed block may have been given a norm again.
+        check_forward(layers, [kind.forward for pair in DEPLOYED.items() for kind in pair], parent)
         layers = layers.pw1
         if layers._forward_pre_hooks:
             raise TypeError(f'cannot merge {norm}: {name} has forward pre-hooks, which may change '

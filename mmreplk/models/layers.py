@@ -3,13 +3,12 @@
 from collections import OrderedDict
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..ops import LargeKernelDWConv2d
 from ..packages import importable
-from .cpu_inference.pointwise import ACTIVATIONS, PointwiseConv2d
-from .plain import check_computes, is_plain, value_of
+from .cpu_inference.pointwise import PointwiseConv2d
+from .plain import check_computes, value_of
 
 
 def conv_bn(in_channels: int,
@@ -56,25 +55,6 @@ def conv_bn(in_channels: int,
     if act_cfg is not None:
         layers['nonlinear'] = activation_layer(act_cfg)
     return nn.Sequential(layers)
-
-
-class FusedSequential(nn.Sequential):
-    """``nn.Sequential`` of ``conv`` and ``nonlinear``: what deployment makes of one with a norm.
-
-    The activation is done where the convolution is, if both are as built and have no hooks. Else
-    the layers are called as those of every ``nn.Sequential``: so whoever replaces a layer or
-    listens to it finds an ordinary network.
-    """
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Map ``(N, in_channels, H, W)`` by all layers."""
-        if list(self._modules) == ['conv', 'nonlinear'] and isinstance(input, torch.Tensor):
-            conv, activation = self.conv, self.nonlinear
-            if is_plain(conv, PointwiseConv2d) and is_plain(activation, *ACTIVATIONS.values()):
-                return conv.forward(input, activation=activation)
-            if is_plain(conv, nn.Conv2d) and is_plain(activation, nn.ReLU):
-                return F.relu_(conv(input))  # a convolution does not need its result again
-        return super().forward(input)
 
 
 def norm_layer(norm_cfg: dict | None, num_features: int) -> nn.Module:

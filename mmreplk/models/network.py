@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .arch import parse_arch, parse_frozen_stages, parse_out_indices
 from .blocks import CHECKPOINTS, RepLKNetStage, run_layer
-from .cpu_inference.pointwise import faster_channels_last
+from .cpu_inference.pointwise import channels_last_inference
 from .fold import deploy_network, fold_norms, norms_of
 from .keys import adopt_final_norm, is_merged
 from .layers import conv_bn, norm_layer
@@ -184,26 +184,27 @@ class RepLKNetBackbone(nn.Module):
             ceil(W / s))`` with ``s = 4 * 2**S``, rounded up at each halving. They have the memory
             format of x, also where the network computes in another.
         """
-        return tuple(self._maps(x, self.out_indices, hasattr(self, 'norm')))
+        return self._maps(x, self.out_indices, hasattr(self, 'norm'))
 
+    @channels_last_inference
     def _maps(self, x: torch.Tensor, indices: Sequence[int], final_norm: bool
-              ) -> list[torch.Tensor]:
+              ) -> tuple[torch.Tensor, ...]:
         """The outputs of some stages in ascending order, the last of them perhaps normalized."""
-        channels_last = faster_channels_last(x, self.stem[2].conv)
-        x = self.stem[0](x.contiguous(memory_format=torch.channels_last) if channels_last else x)
+        x = self.stem[0](x)
         for layer in self.stem[1:]:
             x = run_layer(layer, x, self.with_cp is True)
         outs = []
         for i, stage in enumerate(self.stages):
+            if i > 0:
+                x = self.transitions[i - 1](x)
             x = stage(x)
             if i in indices:
                 outs.append(stage.norm(x))
-            if i == max(indices):
+            if i == indices[-1]:
                 break
-            x = self.transitions[i](x)
         if final_norm:
             outs[-1] = self.norm(outs[-1])
-        return [out.contiguous() if channels_last else out for out in outs]
+        return tuple(outs)
 
     def switch_to_deploy(self) -> None:
         """Merge every small kernel into the large one and fold every norm, in place.

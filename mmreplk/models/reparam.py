@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..ops import LargeKernelDWConv2d, large_kernel_dwconv2d, large_kernel_dwconv2d_pair
+from ..ops import LargeKernelDWConv2d, large_kernel_dwconv2d_pair
 from ..ops.symbolic import refuse_script
 from .branch import Branch
 from .layers import conv_bn, rounded
@@ -61,18 +61,6 @@ class ReparamLargeKernelConv(nn.Module):
         return self.lkb_origin.bn(out) + self.small_conv.bn(small_out)
 
     __prepare_scriptable__ = refuse_script
-
-    def with_relu(self, x: torch.Tensor, relu: nn.Module) -> torch.Tensor:
-        """``relu(self(x))``; the operator does both where nobody would notice (deployed)."""
-        conv = self.lkb_reparam if self.deploy else None
-        if not (type(relu) is nn.ReLU and isinstance(x, torch.Tensor) and x.dim() == 4
-                and conv is not None and is_plain(self, ReparamLargeKernelConv)
-                and is_plain(relu, nn.ReLU) and is_plain(conv, LargeKernelDWConv2d)
-                and conv.groups == conv.in_channels and conv.padding_mode == 'zeros'
-                and conv.activation is None):
-            return relu(self(x))
-        return large_kernel_dwconv2d(x, conv.weight, conv.bias, conv.stride, conv.padding,
-                                     conv.dilation, activation='relu', backend=conv.backend)
 
     @property
     def deploy(self) -> bool:

@@ -138,6 +138,7 @@ class RepLKNetClassifier(RepLKNetBackbone):
         self.num_stages, self.out_indices = highest + 1, (highest, )
         if shorter:
             self.num_features = self.head_hidden_size = self.arch.channels[highest]
+            self.head.in_features = self.num_features
         if prune_head or shorter:
             self.reset_classifier(0, '')
         return taken
@@ -154,7 +155,7 @@ class RepLKNetClassifier(RepLKNetBackbone):
             global_pool (str, optional): As of the class. Defaults to None, the present one.
         """
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, in_features=self.num_features)
+        self.head.reset(num_classes, global_pool)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute stem and blocks in the backward pass, to save memory.

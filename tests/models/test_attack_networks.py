@@ -21,10 +21,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from mmreplk import RepLKNet
-from mmreplk.models import replknet
 from mmreplk.models.blocks import ConvFFN, RepLKBlock
+from mmreplk.models.cpu_inference import pointwise
 from mmreplk.models.cpu_inference.pointwise import PointwiseConv2d
-from mmreplk.models.layers import FusedSequential
+from mmreplk.models.deployed import DeployedConvFFN, DeployedRepLKBlock, FusedSequential
 from mmreplk.models.reparam import ReparamLargeKernelConv
 from mmreplk.ops import LargeKernelDWConv2d
 
@@ -59,8 +59,8 @@ def _feed_forward(block, x):
 
 
 PLAIN = {LargeKernelDWConv2d: _convolved, PointwiseConv2d: _convolved, RepLKBlock: _large,
-         ReparamLargeKernelConv: _branches, ConvFFN: _feed_forward,
-         FusedSequential: nn.Sequential.forward}
+         ReparamLargeKernelConv: _branches, ConvFFN: _feed_forward, DeployedRepLKBlock: _large,
+         DeployedConvFFN: _feed_forward, FusedSequential: nn.Sequential.forward}
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ def plainly():
     with contextlib.ExitStack() as stack:
         for kind, forward in PLAIN.items():
             stack.enter_context(mock.patch.object(kind, 'forward', forward))
-        stack.enter_context(mock.patch.object(replknet, 'faster_channels_last',
+        stack.enter_context(mock.patch.object(pointwise, 'faster_channels_last',
                                               return_value=False))
         yield
 

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from mmreplk import RepLKNet
-from mmreplk.models import fold, reparam
+from mmreplk.models import deployed as deployed_layers
+from mmreplk.models import fold
 from mmreplk.models.reparam import merge_kernels
 from mmreplk.ops import large_kernel_dwconv2d
 
@@ -88,7 +89,7 @@ def test_relu_is_part_of_the_operator(tiny_arch):
     blocks = [deployed(model).stages[0].blocks[0]
               for model in (RepLKNet(tiny_arch), RepLKNet(tiny_arch, act_cfg=dict(type='GELU')))]
     x = torch.randn(1, blocks[0].pw1.conv.in_channels, 8, 8)
-    with mock.patch.object(reparam, 'large_kernel_dwconv2d',
+    with mock.patch.object(deployed_layers, 'large_kernel_dwconv2d',
                            side_effect=large_kernel_dwconv2d) as operator:
         assert blocks[0](x).shape == x.shape
         assert [call.kwargs['activation'] for call in operator.call_args_list] == ['relu']

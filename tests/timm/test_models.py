@@ -6,7 +6,8 @@ from dataclasses import asdict
 import pytest
 import timm
 import torch
-from timm.models import create_feature_extractor, reparameterize_model
+from timm.models import create_feature_extractor
+from timm.utils.model import reparameterize_model
 
 import mmreplk.timm
 from mmreplk import RepLKNet

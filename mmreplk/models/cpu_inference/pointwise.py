@@ -1,7 +1,7 @@
 """1x1 convolutions, which take nine tenths of a RepLKNet's time once its large kernels are fast."""
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
 
 import torch
 import torch.nn.functional as F
@@ -117,18 +117,31 @@ def pixels(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def faster_channels_last(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether a network is to compute in channels-last although x, its input, is not.
+def channels_last_inference(forward: Callable) -> Callable:
+    """A decorator of a network's forward: compute in channels-last where that is faster.
 
     On a CPU it is in inference, for the sake of :class:`PointwiseConv2d`; in training the layouts
-    are level. Only feature maps matter: the weight of a 1x1 convolution is the same in both.
+    are level. Feature maps alone are converted: the weight of a 1x1 convolution is the same in
+    both. Who calls the network gets its outputs in the memory format of the images.
 
     Args:
-        x (Tensor): Images ``(N, C, H, W)``.
-        conv (nn.Conv2d): One of the network's 1x1 convolutions.
+        forward (Callable): Maps images ``(N, C, H, W)`` to a tuple of feature maps; other
+            arguments are passed on.
     """
-    return (isinstance(conv, PointwiseConv2d) and runs_products(x) and x.dim() == 4
-            and not torch.is_grad_enabled()
+    @wraps(forward)
+    def converted(network: nn.Module, x: Tensor, *args, **kwargs) -> tuple[Tensor, ...]:
+        if not faster_channels_last(network, x):
+            return forward(network, x, *args, **kwargs)
+        outs = forward(network, x.contiguous(memory_format=torch.channels_last), *args, **kwargs)
+        return tuple(out.contiguous() for out in outs)
+
+    return converted
+
+
+def faster_channels_last(network: nn.Module, x: Tensor) -> bool:
+    """Whether a network is to compute in channels-last although x, its input, is not."""
+    return (runs_products(x) and x.dim() == 4 and not torch.is_grad_enabled()
+            and any(isinstance(module, PointwiseConv2d) for module in network.modules())
             and not x.is_contiguous(memory_format=torch.channels_last))
 
 
