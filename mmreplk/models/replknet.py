@@ -7,9 +7,10 @@ Original code and weights: https://github.com/DingXiaoH/RepLKNet-pytorch, MIT Li
 
 This implementation is written from the paper. The names of modules are those of the original code,
 so that its checkpoints load. Ours are: the depth-wise convolution (:mod:`mmreplk.ops`), folding the
-remaining norms in ``switch_to_deploy`` (:mod:`.fold`), the faster inference on CPUs
-(:mod:`.cpu_inference`), stages that ``out_indices`` does not need are not built, ``frozen_stages``,
-``norm_eval``, ``with_cp`` for parts of a stage, and strict loading of ``Pretrained`` weights.
+remaining norms in ``switch_to_deploy`` (:mod:`.fold`) and the blocks that it leaves
+(:mod:`.deployed`), the faster inference on CPUs (:mod:`.cpu_inference`), stages that
+``out_indices`` does not need are not built, ``frozen_stages``, ``norm_eval``, ``with_cp`` for parts
+of a stage, and strict loading of ``Pretrained`` weights.
 """
 
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ class RepLKNet(BaseModule):
             weights into, or weights whose kernels are merged but whose norms are not folded.
             Defaults to False.
         init_cfg (dict | list[dict], optional): Initialization config of MMEngine. ``Pretrained``
-            takes ``in_channels='adapt'`` besides, to start from weights for colour images with
+            takes ``in_channels='adapt'`` besides, to start from weights for color images with
             other ``in_channels``: see :mod:`mmreplk.models.first_conv`. Defaults to None.
 
     Raises:
