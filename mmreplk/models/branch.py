@@ -1,4 +1,4 @@
-"""A branch of a re-parameterised kernel, a convolution and its norm, as numbers."""
+"""A branch of a re-parameterized kernel, a convolution and its norm, as numbers."""
 
 import torch
 from torch import nn

@@ -1,9 +1,9 @@
-"""Weights of a network for colour images, for one whose images have other channels.
+"""Weights of a network for color images, for one whose images have other channels.
 
 ``init_cfg=dict(type='Pretrained', checkpoint=FILE, in_channels='adapt')`` does what timm's
 ``in_chans`` does: of the first convolution, the kernels of red, green and blue are repeated in
 turn, and scaled by ``3 / channels``, so that its outputs keep their size; for one channel they are
-summed up, so that a grey image gives what it gave as a colour image.
+summed up, so that a gray image gives what it gave as a color image.
 """
 
 from collections.abc import Callable

@@ -106,7 +106,7 @@ def fuse_conv_bn(conv: nn.Conv2d, bn: nn.Module) -> tuple[torch.Tensor, torch.Te
     """Weight and bias of the one convolution that equals ``bn(conv(x))`` in evaluation mode.
 
     ``w' = w * gamma / sqrt(var + eps)`` and ``b' = beta + (b - mean) * gamma / sqrt(var + eps)``
-    (paper, section 3.1, re-parameterisation), computed in float64.
+    (paper, section 3.1, re-parameterization), computed in float64.
 
     Args:
         conv (nn.Conv2d): The convolution, weight ``(O, I / groups, Kh, Kw)``.

@@ -123,7 +123,7 @@ class ReparamLargeKernelConv(nn.Module):
 
 
 def merge_kernels(model: nn.Module) -> int:
-    """Merge every re-parameterised kernel of a network, in place.
+    """Merge every re-parameterized kernel of a network, in place.
 
     Args:
         model (nn.Module): RepLKNet, an enlarged network, or whatever holds one.

@@ -20,7 +20,7 @@ class RepLKNet(RepLKNetBackbone, BaseModule):
     Args:
         *args: As of :class:`.network.RepLKNetBackbone`.
         init_cfg (dict | list[dict], optional): Initialization config of MMEngine. ``Pretrained``
-            takes ``in_channels='adapt'`` besides, to start from weights for colour images with
+            takes ``in_channels='adapt'`` besides, to start from weights for color images with
             other ``in_channels``: see :mod:`mmreplk.models.first_conv`. Defaults to None,
             PyTorch's own initial values.
         pretrained (None): Has to be None. MMSegmentation hands the ``pretrained`` of a model on to

@@ -166,13 +166,13 @@ def _are_rows(x: Tensor) -> bool:
 
 def runs_products(x: Tensor) -> bool:
     """Whether products of oneDNN may stand for convolutions of x, gradients aside."""
-    return (not is_symbolic(x)
+    # What reads or rewrites the network, such as an exporter, is to find a convolution. The
+    # compiler is asked about first: it cannot read the rest.
+    return (not is_symbolic(x) and not torch.compiler.is_compiling()
             and x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16)
             and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
             and not torch.is_autocast_enabled('cpu')
-            # What reads or rewrites the network, such as an exporter, is to find a convolution.
-            and not torch.jit.is_tracing() and not torch.compiler.is_compiling()
-            and _get_current_dispatch_mode() is None
+            and not torch.jit.is_tracing() and _get_current_dispatch_mode() is None
             and _multiplies(x.dtype))
 
 

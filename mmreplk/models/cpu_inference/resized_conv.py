@@ -37,10 +37,11 @@ def conv2d_of_resized(maps: Sequence[Tensor], weight: Tensor, size: tuple[int, i
     """``F.conv2d(torch.cat([F.interpolate(m, size, mode='bilinear') for m in maps], 1), weight)``.
 
     The padding is half the kernel. A convolution is a sum over its taps of 1x1 convolutions of the
-    shifted map, and 1x1 convolutions commute with resizing, which acts on every channel alike. So a
-    feature map that is to grow is multiplied while it is small, by all taps at once; resizing,
-    shifting and summing are one sparse matrix, with four entries a tap at most. Of the multiply-
-    adds of the direct way ``H_i * W_i / (H * W)`` are left. The result differs from it by rounding.
+    shifted feature map, and 1x1 convolutions commute with resizing, which acts on every channel
+    alike. So a feature map that is to grow is multiplied while it is small, by all taps at once;
+    resizing, shifting and summing are one sparse matrix, with four entries a tap at most. Of the
+    multiply-adds of the direct way ``H_i * W_i / (H * W)`` are left. The result differs from it by
+    rounding.
 
     Call :func:`serves` first.
 
@@ -86,8 +87,8 @@ def _resizing(old: tuple[int, int], new: tuple[int, int], kernel: tuple[int, int
               align_corners: bool) -> Tensor:
     """The sparse matrix from products, by pixel and tap, to the sums, by pixel; it is kept.
 
-    Rows are ``(y, x)`` of the new map, columns ``(r, c, u, v)`` with ``(r, c)`` of the old one and
-    ``(u, v)`` of the kernel.
+    Rows are ``(y, x)`` of the new feature map, columns ``(r, c, u, v)`` with ``(r, c)`` of the old
+    one and ``(u, v)`` of the kernel.
     """
     # Of the columns, (r, u) belong to the height and (c, v) to the width; those of the height lie
     # old[1] * kernel[1] apart by r and kernel[1] by u, for example.

@@ -15,10 +15,10 @@ from .kernels import enlarge_kernels, remove_shortcuts
 
 @MODELS.register_module()
 class EnlargedBackbone(BaseModule):
-    """A backbone whose depth-wise convolutions are large and re-parameterised.
+    """A backbone whose depth-wise convolutions are large and re-parameterized.
 
     It builds the backbone and enlarges its kernels (:func:`enlarge_kernels`), so that checkpoints,
-    ``--resume`` and ``tools/test.py`` know the enlarged network alone. Names of weights begin with
+    resumed runs and evaluation know the enlarged network alone. Names of weights begin with
     ``backbone.``. Training starts from weights of the *original* network where
     ``backbone.init_cfg`` says ``Pretrained``, and from those of an *enlarged* one where
     ``init_cfg`` does. Without either, ``keep_output`` says whether the new kernels hold the initial
@@ -38,7 +38,7 @@ class EnlargedBackbone(BaseModule):
             False.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE)`` to start from an
             enlarged network, with ``prefix`` if it stands elsewhere than under ``backbone.``, and
-            ``in_channels='adapt'`` if it is for colour images and this one for others. Defaults to
+            ``in_channels='adapt'`` if it is for color images and this one for others. Defaults to
             None.
 
     Raises:

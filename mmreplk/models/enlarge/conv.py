@@ -1,4 +1,4 @@
-"""A depth-wise convolution of any network as a large re-parameterised one (paper, guideline 3)."""
+"""A depth-wise convolution of any network as a large re-parameterized one (paper, guideline 3)."""
 
 from copy import deepcopy
 
@@ -50,15 +50,15 @@ class EnlargedConv(ReparamLargeKernelConv):
     """What takes the place of a depth-wise convolution, and of the batch norm behind it.
 
     ``y = norm(conv(x))`` becomes ``norm_1(large(x)) + norm_2(small(x))`` of the same size: stride,
-    padding, channel multiplier and bias are those of ``conv``, and both kernels are centred where
+    padding, channel multiplier and bias are those of ``conv``, and both kernels are centered where
     its own was. Without a norm, ``y = large(x) + small(x)``. The sub-modules are called as in
     :class:`ReparamLargeKernelConv`; :meth:`merge_kernel` folds them into one convolution.
 
     With ``keep_output`` the sum is ``norm(conv(x))`` exactly, in training and in evaluation, up to
-    rounding: the old kernel sits in the centre of the large one, its taps spread out if it was
+    rounding: the old kernel sits in the center of the large one, its taps spread out if it was
     dilated.
 
-    - Without a norm, the small kernel is half the centre, and the large one lacks it.
+    - Without a norm, the small kernel is half the center, and the large one lacks it.
     - If the small kernel can hold the old one, both kernels do, behind norms of half the scale and
       shift: either branch normalizes the same values by the same statistics.
     - Else the small kernel is drawn anew behind a norm of scale 0. Its scale learns from the first
@@ -118,7 +118,7 @@ class EnlargedConv(ReparamLargeKernelConv):
         old = f'{size} kernel' + (f' of dilation {conv.dilation}' if max(conv.dilation) > 1 else '')
         if any(offset % 1 for offset in offsets):
             raise ValueError(
-                f'kernel_size={self.kernel_size} cannot have the centre of a {old}: of the extents '
+                f'kernel_size={self.kernel_size} cannot have the center of a {old}: of the extents '
                 f'one is odd and one is even. Choose kernel_size={self.kernel_size + 1}, or leave '
                 'this layer out by stages')
         if keep_output and (min(offsets) < 0 or any(
@@ -147,12 +147,12 @@ class EnlargedConv(ReparamLargeKernelConv):
             return
         small, border = self.small_conv, (self.kernel_size - self.small_kernel) // 2
         inside = slice(border, border + self.small_kernel)
-        centre = large.conv.weight[:, :, inside, inside].clone()
+        center = large.conv.weight[:, :, inside, inside].clone()
         if norm is None:
-            small.conv.weight.copy_(centre / 2)
+            small.conv.weight.copy_(center / 2)
             large.conv.weight.sub_(F.pad(small.conv.weight, [border] * 4))
         elif min(offsets) >= border:
-            small.conv.weight.copy_(centre)
+            small.conv.weight.copy_(center)
             for branch in (large, small):
                 branch.bn.weight.div_(2)
                 branch.bn.bias.div_(2)

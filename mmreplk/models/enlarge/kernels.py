@@ -33,7 +33,7 @@ def enlarge_kernels(model: nn.Module,
                     stages: str | Sequence[str] | None = None,
                     dilation: int = 1,
                     keep_output: bool = True) -> list[str]:
-    """Replace depth-wise convolutions by large re-parameterised ones, in place.
+    """Replace depth-wise convolutions by large re-parameterized ones, in place.
 
     Each becomes an :class:`EnlargedConv`, whose docstring says what it computes and how its weights
     start. All other weights stay. A batch norm that follows at once goes into the branches, one
@@ -172,7 +172,7 @@ def _parse(kernel_size, small_kernel, stages, dilation) -> tuple[list[str], list
             if small_kernel > size or (size - small_kernel) % 2:
                 raise ValueError(
                     f'small_kernel={small_kernel} must be at most kernel_size={size} and, like '
-                    f'it, {"odd" if size % 2 else "even"}, to share its centre; None for no such '
+                    f'it, {"odd" if size % 2 else "even"}, to share its center; None for no such '
                     'branch')
     return names, sizes
 
@@ -205,12 +205,12 @@ def _nothing(model, sites, stage) -> str:
 def _check_site(site: _Site, branches: set[int]) -> None:
     conv = site.conv
     if id(conv) in branches:
-        raise ValueError(f'{site.name} is part of a re-parameterised kernel already. Enlarge the '
+        raise ValueError(f'{site.name} is part of a re-parameterized kernel already. Enlarge the '
                          'original network; the kernels of RepLKNet are set by its arch.')
     if isinstance(conv, LazyModuleMixin):
         raise ValueError(f'{site.name} has no weights yet: run the network once first.')
     if is_parametrized(conv) or conv._forward_hooks or conv._forward_pre_hooks:
-        raise ValueError(f'{site.name} has hooks or a parametrisation (weight or spectral norm), '
+        raise ValueError(f'{site.name} has hooks or a parametrization (weight or spectral norm), '
                          'which the new kernel would lack: remove them first.')
     plain = type(conv).forward in (nn.Conv2d.forward, LargeKernelDWConv2d.forward)
     if not (plain or pads_itself(conv)):

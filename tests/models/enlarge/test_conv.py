@@ -220,9 +220,9 @@ def test_copies(deploy, randomize_norms):
 
 
 @pytest.mark.parametrize(('old', 'new', 'message'), [
-    (dict(kernel_size=3, padding=1), (8, None), 'kernel_size=8 cannot have the centre of a 3x3 '
+    (dict(kernel_size=3, padding=1), (8, None), 'kernel_size=8 cannot have the center of a 3x3 '
                                                 'kernel.* Choose kernel_size=9'),
-    (dict(kernel_size=(3, 4), padding=1), (9, None), 'the centre of a 3x4 kernel'),
+    (dict(kernel_size=(3, 4), padding=1), (9, None), 'the center of a 3x4 kernel'),
     (dict(kernel_size=7, padding=3), (5, None), 'keep_output=True: a kernel of kernel_size=5 '
                                                 'cannot hold a 7x7 kernel.* Choose a larger'),
     (dict(kernel_size=5, padding=8, dilation=4), (9, 3), 'cannot hold a 5x5 kernel of dilation'),

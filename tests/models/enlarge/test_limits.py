@@ -45,7 +45,7 @@ def relative(one, other):
      'features.3.conv.1.0 belongs to two of them'),
     # One that fails after others would have been replaced.
     (ValueError, dict(kernel_size=[7, 8], small_kernel=None, stages=['features.2', 'features.3']),
-     r'kernel_size=8 cannot have the centre of a 3x3 kernel.*\(features.3.conv.1.0\)'),
+     r'kernel_size=8 cannot have the center of a 3x3 kernel.*\(features.3.conv.1.0\)'),
 ])
 def test_errors_leave_the_model_as_it_is(error, kwargs, message):
     model = mobilenet()
@@ -69,8 +69,8 @@ class Transposed(nn.Conv2d):
 
 
 @pytest.mark.parametrize(('make', 'message'), [
-    (lambda: nn.utils.parametrizations.weight_norm(depthwise()), '0 has hooks or a parametris'),
-    (lambda: nn.utils.spectral_norm(depthwise()), '0 has hooks or a parametrisation'),
+    (lambda: nn.utils.parametrizations.weight_norm(depthwise()), '0 has hooks or a parametriz'),
+    (lambda: nn.utils.spectral_norm(depthwise()), '0 has hooks or a parametrization'),
     (lambda: Transposed(4, 4, 3, padding=1, groups=4), '0 is a Transposed, which computes'),
     (lambda: nn.LazyConv2d(4, 3, padding=1, groups=4), '0 has no weights yet: run the network'),
 ])
@@ -80,11 +80,11 @@ def test_convolutions_that_cannot_be_replaced(make, message):
 
 
 def test_large_kernels_are_not_enlarged_again(tiny_arch):
-    with pytest.raises(ValueError, match='is part of a re-parameterised kernel already'):
+    with pytest.raises(ValueError, match='is part of a re-parameterized kernel already'):
         enlarge_kernels(mmreplk.RepLKNet(arch=tiny_arch), 31, stages='stages')
     model = mobilenet()
     enlarge_kernels(model, 9)
-    with pytest.raises(ValueError, match='is part of a re-parameterised kernel already'):
+    with pytest.raises(ValueError, match='is part of a re-parameterized kernel already'):
         enlarge_kernels(model, 13)
 
 
