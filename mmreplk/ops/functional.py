@@ -334,12 +334,23 @@ def _is_tiny(x, kernel, stride, dilation) -> bool:
 
 
 def _pytorch(x, weight, bias, stride, padding, dilation, relu=False) -> Tensor:
-    out = conv2d(x, weight, bias, stride, padding, dilation, x.shape[1] if x.dim() == 4 else 1)
+    try:
+        out = conv2d(x, weight, bias, stride, padding, dilation, x.shape[1] if x.dim() == 4 else 1)
+    except RuntimeError:
+        # Where PyTorch has no words for what is wrong.
+        if weight.dim() == 5:
+            raise RuntimeError(f'weight must be (C * M, 1, Kh, Kw), not {tuple(weight.shape)}: for '
+                               '3-d convolutions, use F.conv3d') from None
+        if x.is_quantized or weight.is_quantized:
+            raise RuntimeError(
+                'x or weight is quantized, and the operator takes floating-point numbers: '
+                'dequantize() first, or have nn.Conv2d in what is to be quantized') from None
+        raise
     return F.relu(out) if relu else out
 
 
 # Asked once: dynamo of torch 2.5 does not trace the question.
-_AUTOCAST = frozenset(
+AUTOCAST_DEVICES = frozenset(
     device for device in ('cpu', 'cuda', 'xpu', 'hpu', 'mps', 'mtia', 'privateuseone')
     if torch.amp.is_autocast_available(device))
 
@@ -349,7 +360,7 @@ def _autocast(x, weight, bias):
     if not is_any_autocast_enabled():
         return x, weight, bias
     device = x.device.type
-    if device not in _AUTOCAST or not torch.is_autocast_enabled(device):
+    if device not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
     return tuple(

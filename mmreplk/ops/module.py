@@ -23,11 +23,15 @@ class LargeKernelDWConv2d(nn.Conv2d):
         backend (str): As of `large_kernel_dwconv2d`. Defaults to 'auto'.
 
     Raises:
-        ValueError: If backend or activation is unknown, or as ``nn.Conv2d``.
+        ValueError: If backend or activation is unknown, kernel_size has not two sides, or as
+            ``nn.Conv2d``.
     """
 
     def __init__(self, *args, activation: str | None = None, backend: str = 'auto', **kwargs):
         super().__init__(*args, **kwargs)
+        if len(self.kernel_size) != 2:
+            raise ValueError('kernel_size must be a number or two of them, down and right, not '
+                             f'{self.kernel_size}: for 3-d convolutions, use torch.nn.Conv3d')
         if backend not in CHOICES:
             raise ValueError(f'backend must be one of {", ".join(CHOICES)}, not {backend!r}')
         if activation not in (None, 'relu'):

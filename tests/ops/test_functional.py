@@ -249,6 +249,15 @@ def test_bad_input_raises_what_pytorch_raises(case, backend):
             assert str(ours.value) == str(theirs.value)
 
 
+def test_3d_weights_and_quantized_ones_are_refused_in_words():
+    x = torch.rand(1, 4, 16, 16)
+    with pytest.raises(RuntimeError, match=r'not \(4, 1, 3, 3, 3\): .*F.conv3d'):
+        large_kernel_dwconv2d(x, torch.rand(4, 1, 3, 3, 3))
+    weight = torch.quantize_per_tensor(torch.rand(4, 1, 9, 9), 0.1, 0, torch.qint8)
+    with pytest.raises(RuntimeError, match=r'is quantized, .*dequantize\(\)'):
+        large_kernel_dwconv2d(x, weight, padding=4)
+
+
 def test_unknown_backend():
     x, weight = torch.rand(1, 3, 40, 40), torch.rand(3, 1, 9, 9)
     for function in (large_kernel_dwconv2d, explain):

@@ -143,6 +143,21 @@ def test_bad_arguments_are_those_of_conv2d():
         assert str(error.value) == str(right.value)
 
 
+@pytest.mark.parametrize('groups', [1, 4])
+def test_3d_kernels_are_refused(groups):
+    with pytest.raises(ValueError, match=r'kernel_size must be .*not \(3, 3, 3\).*nn.Conv3d'):
+        LargeKernelDWConv2d(4, 4, (3, 3, 3), groups=groups)
+
+
+def test_quantized_input_is_refused_in_words():
+    x = torch.quantize_per_tensor(torch.randn(1, 4, 16, 16), 0.1, 0, torch.quint8)
+    with pytest.raises(RuntimeError, match=r'is quantized, .*dequantize\(\) first.*nn.Conv2d'):
+        LargeKernelDWConv2d(4, 4, 13, padding=6, groups=4)(x)
+    layer = torch.ao.quantization.quantize_dynamic(
+        nn.Sequential(LargeKernelDWConv2d(4, 4, 13, padding=6, groups=4)))
+    assert layer(x.dequantize()).shape == x.shape
+
+
 # -- attributes and state --------------------------------------------------------------------------
 
 @pytest.mark.parametrize('case', [*LAYERS, *OTHERS])

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmreplk.ops import large_kernel_dwconv2d
+from mmreplk.ops.functional import AUTOCAST_DEVICES, large_kernel_dwconv2d
 
 NAMES = ('depthwise_conv2d_implicit_gemm', '_depthwise_conv2d_implicit_gemm_C')
 
@@ -81,6 +81,5 @@ def convolve(x: Tensor, weight: Tensor, padding: tuple[int, int] | None = None) 
     if padding is None:
         padding = weight.shape[2] // 2, weight.shape[3] // 2
     device = x.device.type
-    with (torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device)
-          else nullcontext()):
+    with torch.autocast(device, enabled=False) if device in AUTOCAST_DEVICES else nullcontext():
         return large_kernel_dwconv2d(x, weight.to(x.dtype), padding=padding)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mmreplk.ops import LargeKernelDWConv2d, large_kernel_dwconv2d
 from mmreplk.ops.dropin import convolve
+from mmreplk.ops.functional import AUTOCAST_DEVICES
 from mmreplk.ops.symbolic import is_symbolic
 
 __all__ = ['DepthWiseConv2dImplicitGEMM']
@@ -48,8 +49,9 @@ class DepthWiseConv2dImplicitGEMM(LargeKernelDWConv2d):
             self._reversed_padding_repeated_twice = [columns, columns, rows, rows]
 
     def _fast_forward(self, input: Tensor) -> Tensor:
-        if (is_symbolic(input) or input.dtype == self.weight.dtype
-                or torch.is_autocast_enabled(input.device.type)):
+        if is_symbolic(input) or input.dtype == self.weight.dtype or (
+                input.device.type in AUTOCAST_DEVICES
+                and torch.is_autocast_enabled(input.device.type)):
             return super()._fast_forward(input)
         # Networks cast their inputs to float16 and keep the weights in float32.
         bias = None if self.bias is None else self.bias.to(input.dtype)
