@@ -43,7 +43,6 @@ else:
 
     def __getattr__(name):
         if name == 'RepLKNet':
-            raise ImportError(
-                'mmreplk.RepLKNet needs mmengine and mmcv, and at least one of them is not '
-                'installed. From a clone, `bash tools/install.sh` installs the tested versions.')
+            from .packages import need_mm
+            need_mm('mmreplk.RepLKNet')
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

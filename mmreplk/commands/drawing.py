@@ -1,4 +1,4 @@
-"""Drawing what a model has predicted for an image: masks, boxes and a legend. Matplotlib, OpenCV."""
+"""Drawing what a model has predicted for an image: masks, boxes, a legend. Matplotlib, OpenCV."""
 
 from collections import Counter
 from dataclasses import dataclass, field

@@ -1,3 +1,7 @@
+from ..packages import need_mm
+
+need_mm('mmreplk.models')
+
 from ..ops import LargeKernelDWConv2d
 from ..registry import MODELS
 from .enlarge.backbone import EnlargedBackbone

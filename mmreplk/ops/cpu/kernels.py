@@ -8,6 +8,7 @@ checked; that everything is float32 on the CPU and lies in memory large enough i
 import ctypes
 import math
 import struct
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,11 @@ from .plan import Tiles, direct_cost, fft_tiles
 try:
     from . import _native
 except ImportError as error:
-    _native, _why_not = None, f'the compiled kernels are not installed ({error})'
+    # Without the file Python speaks of a circular import.
+    _native, _why_not = None, (
+        f'the compiled kernels cannot be loaded ({error})'
+        if any(Path(__file__).parent.glob('_native*.so')) else
+        'the compiled kernels are not installed: there was no C compiler at installation')
 
 # The enum in csrc/dwconv.h. The two kinds of direct sum differ in what lies in a vector: channels,
 # or pixels of a row.
@@ -35,6 +40,10 @@ except ImportError as error:
 def available() -> tuple[bool, str]:
     """Whether the kernels were built and run here, and if not, why."""
     if _native is None:
+        warnings.warn(f'mmreplk: {_why_not}. Large kernels on the CPU are slower, through torch.fft. '
+                      'With gcc or clang and Python.h, install mmreplk again: pip install '
+                      '--force-reinstall --no-deps --no-cache-dir --no-binary mmreplk mmreplk',
+                      stacklevel=2)
         return False, _why_not
     _native.set_runtime(_openmp_address())
     return True, f'compiled kernels, {_native.isas()[-1][0]}'
