@@ -39,7 +39,7 @@ class BuildWithMim(build_py):
 
 
 def description() -> str:
-    """The README without what leads into the checkout: such pictures go, of links the text stays."""
+    """The README without what leads into the checkout: no such images, of links the text."""
     text = (ROOT / 'README.md').read_text(encoding='utf-8')
     text = re.sub(r'^!\[[^\]]*\]\((?!https?:)[^)]*\)\n\n?(\*[^*]+\*\n\n)?', '', text, flags=re.M)
     return re.sub(r'(?<!!)\[([^\]]+)\]\((?!https?:)[^)]*\)', r'\1', text)
