@@ -11,6 +11,16 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 CSRC = 'mmreplk/ops/cpu/csrc'
+# The maintained set of the mm packages. OpenMMLab's own: requirements/openmmlab.txt.
+_MM = ['onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6']
+EXTRAS = dict(
+    mmseg=[*_MM, 'onedl-mmsegmentation>=1.4.2', 'ftfy', 'regex'],
+    mmdet=[*_MM, 'onedl-mmdetection>=3.5.1'],
+    timm=['timm>=1.0.15'],
+    dev=['pytest', 'pytest-xdist', 'pytest-timeout', 'hypothesis', 'expecttest', 'ruff', 'build'])
+# For developers and from a clone alone.
+NOT_PACKAGED = ('__pycache__', 'results', 'benchmarks', 'install.sh', 'quickstart.*',
+                'run_tests.sh', 'sanitize.sh')
 
 
 class BuildWithMim(build_py):
@@ -24,8 +34,15 @@ class BuildWithMim(build_py):
             target = Path(self.build_lib, 'mmreplk', '.mim', folder)
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(
-                ROOT / folder, target, ignore=shutil.ignore_patterns('__pycache__', 'results'))
+                ROOT / folder, target, ignore=shutil.ignore_patterns(*NOT_PACKAGED))
         shutil.copy(ROOT / 'model-index.yml', Path(self.build_lib, 'mmreplk', '.mim'))
+
+
+def description() -> str:
+    """The README without what leads into the checkout: no such images, of links the text."""
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    text = re.sub(r'^!\[[^\]]*\]\((?!https?:)[^)]*\)\n\n?(\*[^*]+\*\n\n)?', '', text, flags=re.M)
+    return re.sub(r'(?<!!)\[([^\]]+)\]\((?!https?:)[^)]*\)', r'\1', text)
 
 
 def extensions():
@@ -66,9 +83,23 @@ setup(
     name='mmreplk',
     version=re.search(r"__version__ = '(.+)'", (ROOT / 'mmreplk/version.py').read_text())[1],
     description='RepLKNet, kernels up to 31x31, for MMSegmentation, MMDetection and MMPretrain',
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description=description(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    license_expression='Apache-2.0',
+    project_urls={'Paper': 'https://arxiv.org/abs/2203.06717',
+                  'Code of the authors': 'https://github.com/DingXiaoH/RepLKNet-pytorch'},
+    license_files=['LICENSE'],
+    author='The mmreplk contributors',
+    keywords=['RepLKNet', 'large kernels', 'depth-wise convolution', 'OpenMMLab',
+              'semantic segmentation', 'object detection', 'PyTorch'],
+    classifiers=[
+        'Development Status :: 4 - Beta', 'Intended Audience :: Science/Research',
+        'Operating System :: POSIX :: Linux', 'Programming Language :: C',
+        'Programming Language :: Python :: 3', 'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11', 'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition'],
     python_requires='>=3.10',
     packages=find_packages(include=['mmreplk', 'mmreplk.*']),
     # Modules that networks import by a folder, and the tiles that tune_triton.py has measured.
@@ -77,8 +108,7 @@ setup(
     # The mm packages exist under two sets of names that must not be mixed, so none is required
     # here: the user's environment has one of them. requirements/onedl.txt pins the tested one.
     install_requires=['torch>=2.5'],
-    # For mmreplk.timm alone, which needs no mm package.
-    extras_require=dict(timm=['timm>=1.0.15']),
+    extras_require=EXTRAS,
     ext_modules=extensions(),
     # One binary for every Python from 3.10 on: the module uses the stable ABI alone.
     options=dict(bdist_wheel=dict(py_limited_api='cp310')) if sys.platform != 'win32' else {},

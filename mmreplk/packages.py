@@ -71,3 +71,21 @@ def check_package_sets() -> None:
             'two package sets that overwrite each other are installed together: '
             f'{", ".join(maintained)} and {", ".join(original)}. Make a new environment with one '
             'of them; from a clone, `bash tools/install.sh` makes .venv with the tested set.')
+
+
+def need_mm(user: str) -> None:
+    """Say what to install, where a part of mmreplk needs more than torch.
+
+    Args:
+        user (str): The part.
+
+    Raises:
+        ImportError: If MMEngine or MMCV is missing. Names it and the command.
+    """
+    missing = [name for name in ('mmengine', 'mmcv') if find_spec(name) is None]
+    if missing:
+        names = ' '.join(DISTRIBUTIONS[name][0][0] for name in missing)
+        raise ImportError(
+            f'{user} needs mmengine and mmcv; not installed: {", ".join(missing)}. '
+            f'`pip install {names}` (or OpenMMLab\'s {" ".join(missing)}); from a clone, `bash '
+            'tools/install.sh` installs the tested versions.')

@@ -1,6 +1,8 @@
 """A plain wheel, installed away from the checkout, finds its configs."""
 
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,7 @@ def test_plain_install_finds_the_packaged_configs(tmp_path):
     source.mkdir()
     for name in ('mmreplk', 'configs', 'tools'):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('setup.py', 'pyproject.toml', 'README.md', 'model-index.yml'):
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'model-index.yml', 'LICENSE'):
         shutil.copy(ROOT / name, source)
     subprocess.run(
         [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-build-isolation',
@@ -41,4 +43,17 @@ print(weights, mmreplk.__file__, cfg.filename, cfg.model.backbone.arch)
     packaged = {p.relative_to(site / 'mmreplk/.mim') for p in (site / 'mmreplk/.mim').rglob('*.py')}
     ours = {p.relative_to(ROOT) for folder in ('configs', 'tools')
             for p in (ROOT / folder).rglob('*.py')}
-    assert packaged == ours
+    developers = {'benchmarks', 'quickstart.py'}
+    assert packaged == {path for path in ours if path.parts[1] not in developers}
+    scripts = {p.name for p in (site / 'mmreplk/.mim/tools').glob('*.sh')}
+    assert scripts == {'common.sh', 'dist_train.sh', 'dist_test.sh', 'slurm_train.sh',
+                       'slurm_test.sh'}
+    info = importlib.metadata.PathDistribution(next(site.glob('mmreplk-*.dist-info'))).metadata
+    assert set(info.get_all('Provides-Extra')) == {'mmseg', 'mmdet', 'timm', 'dev'}
+    # Older setuptools know no expression.
+    assert 'Apache-2.0' in (info['License-Expression'], info['License'])
+    text = info.get_payload()
+    assert 'The operator alone' in text
+    assert not re.findall(r'\]\((?!https?:)', text)
+    assert any('Image Recognition' in line for line in info.get_all('Classifier'))
+    assert info['Version'] == '0.2.0'

@@ -6,6 +6,7 @@
 import signal
 import sys
 
+from torch.distributed import DistNetworkError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
@@ -28,6 +29,10 @@ def describe(rank: int, failure) -> str:
 if __name__ == '__main__':
     try:
         main()
+    except DistNetworkError as error:
+        sys.exit(f'torchrun.py: error: {str(error).splitlines()[0]} (MASTER_ADDR, PORT). '
+                 'If the port is in use, name another one: PORT=29501; without PORT a free one '
+                 'is taken.')
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode != USER_ERROR:

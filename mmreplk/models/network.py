@@ -7,9 +7,10 @@ Original code and weights: https://github.com/DingXiaoH/RepLKNet-pytorch, MIT Li
 
 This implementation is written from the paper. The names of modules are those of the original code,
 so that its checkpoints load. Ours are: the depth-wise convolution (:mod:`mmreplk.ops`), folding the
-remaining norms in ``switch_to_deploy`` (:mod:`.fold`), the faster inference on CPUs
-(:mod:`.cpu_inference`), stages that ``out_indices`` does not need are not built, ``frozen_stages``,
-``norm_eval``, and ``with_cp`` for parts of a stage.
+remaining norms in ``switch_to_deploy`` (:mod:`.fold`) and the blocks that it leaves
+(:mod:`.deployed`), the faster inference on CPUs (:mod:`.cpu_inference`), stages that
+``out_indices`` does not need are not built, ``frozen_stages``, ``norm_eval``, and ``with_cp`` for
+parts of a stage.
 
 Nothing here needs an mm package: :mod:`.replknet` registers the network with them,
 :mod:`mmreplk.timm` with timm.

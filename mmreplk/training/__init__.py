@@ -5,6 +5,10 @@ Everything is registered in :mod:`mmreplk.registry` and named in ``configs/_base
 
 from typing import TYPE_CHECKING
 
+from ..packages import need_mm
+
+need_mm('mmreplk.training')
+
 if TYPE_CHECKING:
     from .hardened_config import harden
 
