@@ -19,6 +19,7 @@ from .layouts import (
     PREFIX,
     WRAPPERS,
     arch_of,
+    check_values,
     describe_arch,
     name_of,
     num_classes,
@@ -32,6 +33,9 @@ _OWNERS = dict(
     mmreplk='this project\'s', official='the authors\'', mmpretrain='MMPretrain\'s')
 _SEGMENTOR_PARTS = ('decode_head', 'auxiliary_head')
 _DETECTOR_PARTS = ('neck', 'rpn_head', 'roi_head', 'bbox_head', 'mask_head')
+
+# What is of floating point in any network; heads may have buffers of integers.
+_NUMBERS = ('.weight', '.bias', '.running_mean', '.running_var')
 
 
 @dataclass(frozen=True)
@@ -207,11 +211,14 @@ def convert(source: str, out: str, to: str = 'mmreplk', arch: str | None = None,
 
     Raises:
         FileExistsError: If ``out`` exists.
-        ValueError: If the file is not what it should be, or the layout has no place for it.
+        ValueError: If the file is not what it should be, as with weights of integers, or the layout
+            has no place for it.
     """
     try:
         checkpoint = read_checkpoint(source)
-        found = recognize(unwrap(checkpoint, ema), arch)
+        weights = unwrap(checkpoint, ema)
+        check_values(weights, {name: torch.empty(0) for name in weights if name.endswith(_NUMBERS)})
+        found = recognize(weights, arch)
         state = rename(found, to)
     except ValueError as error:
         raise ValueError(f'SRC: {source!r} {error}.') from error

@@ -129,6 +129,20 @@ class TestClassifier:
         assert same(back, state)
         assert list(back) == list(state)
 
+    @pytest.mark.parametrize('name', [
+        'head.weight', 'norm.running_var', 'stages.1.blocks.0.large_kernel.lkb_origin.conv.weight'])
+    @pytest.mark.parametrize('dtype', [torch.int8, torch.int64, torch.bool])
+    def test_integers(self, tmp_path, tiny_arch, name, dtype):
+        """As a program that quantizes weights leaves them."""
+        state = official_classifier(tiny_arch)
+        assert state['norm.num_batches_tracked'].dtype == torch.int64
+        state[name] = state[name].to(dtype)
+        source, out = save(tmp_path / 'whole.pth', state), tmp_path / 'out.pth'
+        with pytest.raises(ValueError, match=f'^SRC: .*whole.pth. holds {name} of {dtype}: save it '
+                           'as an ordinary tensor of floating point numbers.$'):
+            convert.convert(source, str(out))
+        assert not out.exists()
+
     def test_deployed(self, tmp_path, tiny_arch):
         """Without norms, weights have a place in this project alone."""
         model = ours(tiny_arch, deploy=True)
