@@ -41,10 +41,10 @@ except ImportError as error:
 def available() -> tuple[bool, str]:
     """Whether the kernels were built and run here, and if not, why."""
     if _native is None:
-        warnings.warn(f'mmreplk: {_why_not}. Large kernels on the CPU are slower, through torch.fft. '
-                      'With gcc or clang and Python.h, install mmreplk again: pip install '
-                      '--force-reinstall --no-deps --no-cache-dir --no-binary mmreplk mmreplk',
-                      stacklevel=2)
+        warnings.warn(
+            f'mmreplk: {_why_not}. Large kernels on the CPU are slower, through torch.fft. '
+            'Install gcc or clang and Python.h, then mmreplk again, without a cached wheel: '
+            'pip install --force-reinstall --no-deps --no-cache-dir', stacklevel=2)
         return False, _why_not
     _native.set_runtime(_openmp_address())
     return True, f'compiled kernels, {_native.isas()[-1][0]}'
