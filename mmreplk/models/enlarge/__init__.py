@@ -1,0 +1,3 @@
+from ...packages import need_mm
+
+need_mm('mmreplk.models.enlarge')
