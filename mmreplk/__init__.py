@@ -26,6 +26,10 @@ def found_packages() -> dict[str, str | None]:
     return providers()
 
 
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
 if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
     from .models import RepLKNet
     from .training import (  # noqa: F401  # registers them

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmreplk.ops import __main__ as command
-from mmreplk.ops import dropin
+from mmreplk.ops import __main__ as command, dropin
 
 
 @pytest.fixture
