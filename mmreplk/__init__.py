@@ -27,6 +27,10 @@ def found_packages() -> dict[str, str | None]:
     return providers()
 
 
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
 if has_mm():
     from .models import RepLKNet
     from .training import (  # noqa: F401  # registers them

@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 from mmengine import registry as mmengine_registry
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.registry import MODELS as MMENGINE_MODELS  # noqa: F401  # for the models
-from mmengine.registry import Registry
+from mmengine.registry import (
+    MODELS as MMENGINE_MODELS,  # noqa: F401  # for the models
+    Registry,
+)
 
 from .packages import check_package_sets
 

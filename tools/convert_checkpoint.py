@@ -4,8 +4,7 @@ import argparse
 import sys
 
 try:
-    from mmreplk.commands import arguments as cli
-    from mmreplk.commands import checks as preflight
+    from mmreplk.commands import arguments as cli, checks as preflight
     from mmreplk.models.arch import ARCHS
     from mmreplk.weights import convert
 except (ImportError, RuntimeError) as error:

@@ -10,10 +10,8 @@ import sys
 
 try:
     import mmreplk  # noqa: F401  # registers RepLKNet
-    from mmreplk.analysis.erf import models as erf_models
-    from mmreplk.analysis.erf import runs as erf_runs
-    from mmreplk.commands import arguments as cli
-    from mmreplk.commands import checks as preflight
+    from mmreplk.analysis.erf import models as erf_models, runs as erf_runs
+    from mmreplk.commands import arguments as cli, checks as preflight
     from mmreplk.weights.safe_load import forbid_code
 except (ImportError, RuntimeError) as error:
     print(f'erf.py: error: {error}', file=sys.stderr)

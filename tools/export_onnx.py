@@ -5,8 +5,7 @@ import sys
 
 try:
     import mmreplk  # noqa: F401  # registers RepLKNet
-    from mmreplk.commands import arguments as cli
-    from mmreplk.commands import checks as preflight
+    from mmreplk.commands import arguments as cli, checks as preflight
     from mmreplk.deploy import onnx as onnx_export
 except (ImportError, RuntimeError) as error:
     print(f'export_onnx.py: error: {error}', file=sys.stderr)

@@ -13,9 +13,7 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '6')
 try:
     import mmreplk  # noqa: F401  # registers RepLKNet
     from mmreplk.analysis import cost_of, draw_costs, format_cost, format_shares, latency_of
-    from mmreplk.commands import arguments as cli
-    from mmreplk.commands import checks as preflight
-    from mmreplk.commands import launch
+    from mmreplk.commands import arguments as cli, checks as preflight, launch
     from mmreplk.files import write_new
 except (ImportError, RuntimeError) as error:
     print(f'get_flops.py: error: {error}', file=sys.stderr)

@@ -6,9 +6,7 @@ import sys
 
 try:
     import mmreplk  # noqa: F401  # registers RepLKNet
-    from mmreplk.commands import arguments as cli
-    from mmreplk.commands import checks as preflight
-    from mmreplk.commands import inference, launch
+    from mmreplk.commands import arguments as cli, checks as preflight, inference, launch
     from mmreplk.training import fsdp
     from mmreplk.weights.safe_load import forbid_code
 except (ImportError, RuntimeError) as error:

@@ -15,11 +15,7 @@ import sys
 try:
     from mmreplk.analysis.kernel_study import (
         run as kernel_study_run,
-    )
-    from mmreplk.analysis.kernel_study import (
         settings as kernel_study,
-    )
-    from mmreplk.analysis.kernel_study import (
         train as kernel_study_train,
     )
     from mmreplk.commands import arguments as cli

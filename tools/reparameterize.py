@@ -6,8 +6,7 @@ import sys
 
 try:
     import mmreplk  # noqa: F401  # registers RepLKNet
-    from mmreplk.commands import arguments as cli
-    from mmreplk.commands import checks as preflight
+    from mmreplk.commands import arguments as cli, checks as preflight
     from mmreplk.deploy import merge as deploy
 except (ImportError, RuntimeError) as error:
     print(f'reparameterize.py: error: {error}', file=sys.stderr)

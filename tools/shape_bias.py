@@ -10,10 +10,8 @@ import sys
 from pathlib import Path
 
 try:
-    from mmreplk.analysis.shape_bias import decisions as shape_bias
-    from mmreplk.analysis.shape_bias import plot as shape_bias_plot
-    from mmreplk.commands import arguments as cli
-    from mmreplk.commands import checks as preflight
+    from mmreplk.analysis.shape_bias import decisions as shape_bias, plot as shape_bias_plot
+    from mmreplk.commands import arguments as cli, checks as preflight
     from mmreplk.files import write_new
     from mmreplk.paths import check_file
 except (ImportError, RuntimeError) as error:

@@ -10,9 +10,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 try:
     import mmreplk  # noqa: F401  # registers RepLKNet
-    from mmreplk.commands import arguments as cli
-    from mmreplk.commands import checks as preflight
-    from mmreplk.commands import evaluation, launch
+    from mmreplk.commands import arguments as cli, checks as preflight, evaluation, launch
     from mmreplk.training import fsdp, harden
     from mmreplk.weights.safe_load import forbid_code
 except (ImportError, RuntimeError) as error:

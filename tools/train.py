@@ -10,9 +10,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 try:
     import mmreplk  # noqa: F401  # registers RepLKNet
-    from mmreplk.commands import arguments as cli
-    from mmreplk.commands import checks, launch, shrink
-    from mmreplk.commands import train_options as options
+    from mmreplk.commands import arguments as cli, checks, launch, shrink, train_options as options
     from mmreplk.training import harden, resumable
     from mmreplk.training.work_dir_lock import lock_work_dir
     from mmreplk.weights.safe_load import forbid_code

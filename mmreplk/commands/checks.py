@@ -4,8 +4,7 @@ Each raises an error that names the argument and the remedy; the tools show it a
 """
 
 import os.path as osp
-from glob import escape as glob_escape
-from glob import glob
+from glob import escape as glob_escape, glob
 
 import torch
 from mmengine.config import Config

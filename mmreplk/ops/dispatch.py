@@ -11,8 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from . import caches, fft, torch_conv
-from .cpu import backend as cpu
-from .cpu import costs as cpu_costs
+from .cpu import backend as cpu, costs as cpu_costs
 from .gpu import backend as gpu
 from .problem import Problem
 

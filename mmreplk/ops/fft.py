@@ -2,9 +2,7 @@
 
 from torch import Tensor
 
-from .cpu import backend as cpu
-from .cpu import costs as cpu_costs
-from .cpu import kernels as native
+from .cpu import backend as cpu, costs as cpu_costs, kernels as native
 from .problem import Problem
 from .torch_fft import backend as torch_fft
 

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from .arguments import plain_dilation
 from .cpu import costs as cpu_costs
-from .gpu import arch as gpu_arch
-from .gpu import backend as gpu
+from .gpu import arch as gpu_arch, backend as gpu
 from .problem import Problem
 
 

@@ -3,8 +3,7 @@
 import os
 import os.path as osp
 from collections.abc import Callable
-from glob import escape as glob_escape
-from glob import glob
+from glob import escape as glob_escape, glob
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process

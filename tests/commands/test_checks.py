@@ -3,8 +3,7 @@ import torch
 from mmengine.config import Config
 
 from mmreplk import RepLKNet, packages
-from mmreplk.commands import checks as preflight
-from mmreplk.commands import data_checks as datasets
+from mmreplk.commands import checks as preflight, data_checks as datasets
 from mmreplk.config import model as config_model
 
 

@@ -5,9 +5,7 @@ import argparse
 import pytest
 from mmengine.config import Config
 
-from mmreplk.commands import arguments as cli
-from mmreplk.commands import evaluation
-from mmreplk.commands import train_options as options
+from mmreplk.commands import arguments as cli, evaluation, train_options as options
 
 
 def config(tmp_path, **entries) -> Config:

@@ -9,8 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from mmreplk import RepLKNet
-from mmreplk.models import deployed as deployed_layers
-from mmreplk.models import fold
+from mmreplk.models import deployed as deployed_layers, fold
 from mmreplk.models.reparam import merge_kernels
 from mmreplk.ops import large_kernel_dwconv2d
 

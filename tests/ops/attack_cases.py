@@ -8,8 +8,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 DTYPES = [torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16]
 # How the elements of a map lie in memory.

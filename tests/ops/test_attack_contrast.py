@@ -9,11 +9,8 @@ from attack_cases import attack, cases, direct, parts, run
 from hypothesis import strategies as st
 
 from mmreplk.ops import large_kernel_dwconv2d
-from mmreplk.ops.cpu import backend as cpu
-from mmreplk.ops.cpu import contrast as native_guard
-from mmreplk.ops.cpu import kernels as native
-from mmreplk.ops.torch_fft import contrast as fft_mend
-from mmreplk.ops.torch_fft import conv as fft
+from mmreplk.ops.cpu import backend as cpu, contrast as native_guard, kernels as native
+from mmreplk.ops.torch_fft import contrast as fft_mend, conv as fft
 
 needs_kernels = pytest.mark.skipif(not native.available()[0], reason=native.available()[1])
 # Times the largest input that an output sees, and the root of the sum of squares of the weights:

@@ -6,10 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmreplk.ops import custom_ops as operators
-from mmreplk.ops import large_kernel_dwconv2d
-from mmreplk.ops.cpu import contrast as native_guard
-from mmreplk.ops.cpu import kernels as native
+from mmreplk.ops import custom_ops as operators, large_kernel_dwconv2d
+from mmreplk.ops.cpu import contrast as native_guard, kernels as native
 from mmreplk.ops.cpu.plan import Tiles, fft_tiles
 from mmreplk.ops.problem import Problem
 

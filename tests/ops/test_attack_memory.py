@@ -8,8 +8,7 @@ import torch
 from attack_cases import attack, bounds, cases, direct, parts, run, within
 
 from mmreplk.ops import functional, large_kernel_dwconv2d
-from mmreplk.ops.cpu import backend as cpu
-from mmreplk.ops.cpu import kernels as native
+from mmreplk.ops.cpu import backend as cpu, kernels as native
 from mmreplk.ops.problem import Problem
 
 needs_kernels = pytest.mark.skipif(not native.available()[0], reason=native.available()[1])

@@ -15,8 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mmreplk.ops import LargeKernelDWConv2d, large_kernel_dwconv2d, large_kernel_dwconv2d_pair
-from mmreplk.ops.cpu import backend as cpu
-from mmreplk.ops.cpu import kernels as native
+from mmreplk.ops.cpu import backend as cpu, kernels as native
 
 BACKENDS = ['fft', 'direct'] if native.available()[0] else ['fft']
 can_fork = pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork')

@@ -5,11 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from mmreplk.ops import large_kernel_dwconv2d
-from mmreplk.ops.cpu import backend as cpu
-from mmreplk.ops.cpu import kernels as native
+from mmreplk.ops.cpu import backend as cpu, kernels as native
 from mmreplk.ops.problem import Problem
-from mmreplk.ops.torch_fft import contrast as fft_mend
-from mmreplk.ops.torch_fft import conv as fft
+from mmreplk.ops.torch_fft import contrast as fft_mend, conv as fft
 
 needs_kernels = pytest.mark.skipif(not native.available()[0], reason=native.available()[1])
 

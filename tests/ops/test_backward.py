@@ -3,13 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from mmreplk.models.reparam import ReparamLargeKernelConv
 from mmreplk.ops import functional, large_kernel_dwconv2d, large_kernel_dwconv2d_pair
-from mmreplk.ops.cpu import backend as cpu
-from mmreplk.ops.cpu import kernels as native
+from mmreplk.ops.cpu import backend as cpu, kernels as native
 from mmreplk.ops.problem import memory_format_of
 
 OPS = torch.ops.mmreplk

@@ -5,12 +5,10 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from mmreplk.ops import LargeKernelDWConv2d, dispatch, explain, large_kernel_dwconv2d
-from mmreplk.ops.cpu import backend as cpu
-from mmreplk.ops.cpu import kernels as native
+from mmreplk.ops.cpu import backend as cpu, kernels as native
 from mmreplk.ops.functional import TINY, problem_of
 
 NAMES = set(dispatch.BACKENDS) - {'auto'}

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch.testing._internal.common_methods_invocations import op_db
 
 from mmreplk.ops import explain, large_kernel_dwconv2d

@@ -7,8 +7,7 @@ import sys
 import pytest
 import torch
 
-from mmreplk.ops import __main__ as command
-from mmreplk.ops import dropin
+from mmreplk.ops import __main__ as command, dropin
 from mmreplk.ops.cpu import kernels
 
 SHAPE = ['1', '4', '16', '16']

@@ -12,8 +12,7 @@ from mmreplk import RepLKNet
 from mmreplk.files import write_new
 from mmreplk.models.arch import ARCHS
 from mmreplk.models.reparam import merge_kernels
-from mmreplk.weights import convert
-from mmreplk.weights import safe_load as reading
+from mmreplk.weights import convert, safe_load as reading
 
 
 def numbered(state):

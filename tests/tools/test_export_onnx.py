@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 
-from mmreplk.deploy import merge as deploy
-from mmreplk.deploy import onnx as onnx_export
+from mmreplk.deploy import merge as deploy, onnx as onnx_export
 
 PSP = dict(
     type='mmreplk.UPerHead', in_channels=[4, 8], in_index=[0, 1], pool_scales=(1, 2, 3, 6),

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from mmreplk.commands import arguments as cli
-from mmreplk.commands import checks as preflight
-from mmreplk.commands import evaluation, inference
-from mmreplk.commands import shrink as reduce
-from mmreplk.commands import train_options as options
+from mmreplk.commands import (
+    arguments as cli,
+    checks as preflight,
+    evaluation,
+    inference,
+    shrink as reduce,
+    train_options as options,
+)
 from mmreplk.config import edit
 from mmreplk.config.types import class_of
-from mmreplk.deploy import merge as deploy
-from mmreplk.deploy import onnx as onnx_export
-from mmreplk.training import cpu_fallbacks as cpu
-from mmreplk.training import fsdp, harden
+from mmreplk.deploy import merge as deploy, onnx as onnx_export
+from mmreplk.training import cpu_fallbacks as cpu, fsdp, harden
 
 WHERE = dict(
     RepLKNet='mmreplk.models', EncoderDecoder='mmseg.models', SegDataPreProcessor='mmseg.models',

@@ -92,8 +92,7 @@ def prepare(args, device: torch.device) -> dict[str, Step]:
     """The candidates, by name."""
     from mmengine.logging import MMLogger
 
-    from mmreplk.commands import launch
-    from mmreplk.commands import train_options as options
+    from mmreplk.commands import launch, train_options as options
     # Three lines a parameter on its weight decay otherwise.
     MMLogger.get_current_instance().setLevel('WARNING')
     cfg, model = networks.build(args.config, (args.crop, args.crop))

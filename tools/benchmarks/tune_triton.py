@@ -37,8 +37,12 @@ from triton.compiler import ASTSource
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mmreplk.ops.gpu import backend as gpu  # noqa: E402
-from mmreplk.ops.gpu import kernels, launch, tiles  # noqa: E402
+from mmreplk.ops.gpu import (  # noqa: E402
+    backend as gpu,  # noqa: E402
+    kernels,
+    launch,
+    tiles,
+)
 from mmreplk.ops.problem import Problem  # noqa: E402
 
 # (batch, channels, height, width, kernel)

@@ -15,8 +15,7 @@ import pytest
 
 from mmreplk.analysis.erf.models import ModelSpec
 from mmreplk.analysis.erf.report import ErfResult
-from mmreplk.analysis.kernel_study import plot as kernel_study_plot
-from mmreplk.analysis.kernel_study import train as kernel_study_train
+from mmreplk.analysis.kernel_study import plot as kernel_study_plot, train as kernel_study_train
 from mmreplk.analysis.kernel_study.far_context import (
     CLASS_IDS,
     DISTANCES,

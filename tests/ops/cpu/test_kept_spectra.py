@@ -11,11 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from mmreplk.ops import LargeKernelDWConv2d, dispatch, large_kernel_dwconv2d
-from mmreplk.ops.cpu import backend as cpu
-from mmreplk.ops.cpu import kept_spectra
-from mmreplk.ops.cpu import kernels as native
-from mmreplk.ops.torch_fft import backend as torch_fft
-from mmreplk.ops.torch_fft import conv as fft
+from mmreplk.ops.cpu import backend as cpu, kept_spectra, kernels as native
+from mmreplk.ops.torch_fft import backend as torch_fft, conv as fft
 
 LIMIT = kept_spectra.KeptSpectra.GEOMETRIES
 

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch.nn.functional import conv2d, pad
 
-from mmreplk.ops.cpu import kernels as native
-from mmreplk.ops.cpu import plan as native_plan
+from mmreplk.ops.cpu import kernels as native, plan as native_plan
 from mmreplk.ops.problem import Problem
 
 built, why = native.available()

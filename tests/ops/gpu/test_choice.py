@@ -7,8 +7,7 @@ import torch
 
 from mmreplk.ops import dispatch
 from mmreplk.ops.functional import problem_of
-from mmreplk.ops.gpu import arch as triton_arch
-from mmreplk.ops.gpu import backend as gpu
+from mmreplk.ops.gpu import arch as triton_arch, backend as gpu
 from mmreplk.ops.problem import Problem
 
 

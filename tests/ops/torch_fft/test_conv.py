@@ -3,8 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from mmreplk.ops import dispatch, explain, large_kernel_dwconv2d
 from mmreplk.ops.cpu import kernels as native
