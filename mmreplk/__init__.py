@@ -8,10 +8,11 @@ without MMEngine and MMCV nothing is registered at all.
 
 from importlib.util import find_spec
 
+from .acceleration import accelerate, restore
 from .config.files import config_path
 from .version import __version__
 
-__all__ = ['RepLKNet', '__version__', 'config_path', 'found_packages']
+__all__ = ['RepLKNet', '__version__', 'accelerate', 'config_path', 'found_packages', 'restore']
 
 
 def found_packages() -> dict[str, str | None]:
@@ -27,6 +28,7 @@ def found_packages() -> dict[str, str | None]:
 
 
 if find_spec('mmengine') is not None and find_spec('mmcv') is not None:
+    from .acceleration import hook  # noqa: F401  # registers it
     from .models import RepLKNet
     from .training import (  # noqa: F401  # registers them
         checkpoint_hook,
