@@ -29,8 +29,8 @@ def _child(name: str, *modules: str) -> Registry:
 MODELS = _child('MODELS', 'models')
 HOOKS = _child(
     'HOOKS', 'acceleration.hook', 'training.checkpoint_hook', 'training.cpu_fallbacks',
-    'training.data_hook', 'training.finite_loss', 'training.metrics_file', 'training.recipe_samples',
-    'training.resumable_rng')
+    'training.data_hook', 'training.finite_loss', 'training.metrics_file',
+    'training.recipe_samples', 'training.resumable_rng')
 DATASETS = _child('DATASETS', 'training.guarded_dataset')
 DATA_SAMPLERS = _child('DATA_SAMPLERS', 'training.resumable_rng')
 OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'training.cpu_fallbacks')

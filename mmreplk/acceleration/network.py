@@ -1,6 +1,7 @@
 """``accelerate``: the operator in place of a network's depth-wise convolutions; ``restore``."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +164,8 @@ def _run(model, layers, example_inputs, input_size) -> dict[nn.Module, list[Seen
     try:
         for module, _ in modes:
             module.training = False
-        with torch.no_grad():
+        # Compiled code passes over hooks.
+        with torch.no_grad(), _eagerly():
             model(*positional, **named)
     except Exception as error:  # a network is the user's program
         what = 'input_size' if input_size is not None else 'example_inputs'
@@ -176,6 +178,12 @@ def _run(model, layers, example_inputs, input_size) -> dict[nn.Module, list[Seen
         for module, mode in modes:
             module.training = mode
     return calls
+
+
+def _eagerly():
+    """Without code of ``torch.compile``; older versions of PyTorch cannot ask for that."""
+    stance = getattr(torch.compiler, 'set_stance', None)
+    return nullcontext() if stance is None else stance('force_eager')
 
 
 def _decide(name, conv, reason, calls: list[Seen], asked: bool, policy: str, trained: bool) -> Row:
