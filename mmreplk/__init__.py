@@ -8,11 +8,12 @@ Without MMEngine and MMCV nothing is registered: ``RepLKNet`` is the network in 
 :class:`mmreplk.models.network.RepLKNetBackbone`. ``import mmreplk.timm`` registers it with timm.
 """
 
+from .acceleration import accelerate, restore
 from .config.files import config_path
 from .packages import has_mm
 from .version import __version__
 
-__all__ = ['RepLKNet', '__version__', 'config_path', 'found_packages']
+__all__ = ['RepLKNet', '__version__', 'accelerate', 'config_path', 'found_packages', 'restore']
 
 
 def found_packages() -> dict[str, str | None]:
@@ -32,6 +33,7 @@ def __dir__() -> list[str]:
 
 
 if has_mm():
+    from .acceleration import hook  # noqa: F401  # registers it
     from .models import RepLKNet
     from .training import (  # noqa: F401  # registers them
         checkpoint_hook,

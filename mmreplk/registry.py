@@ -30,9 +30,9 @@ def _child(name: str, *modules: str) -> Registry:
 
 MODELS = _child('MODELS', 'models')
 HOOKS = _child(
-    'HOOKS', 'training.checkpoint_hook', 'training.cpu_fallbacks', 'training.data_hook',
-    'training.finite_loss', 'training.metrics_file', 'training.recipe_samples',
-    'training.resumable_rng', 'training.work_dir_lock')
+    'HOOKS', 'acceleration.hook', 'training.checkpoint_hook', 'training.cpu_fallbacks',
+    'training.data_hook', 'training.finite_loss', 'training.metrics_file',
+    'training.recipe_samples', 'training.resumable_rng', 'training.work_dir_lock')
 DATASETS = _child('DATASETS', 'training.guarded_dataset')
 DATA_SAMPLERS = _child('DATA_SAMPLERS', 'training.resumable_rng')
 OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'training.cpu_fallbacks')

@@ -17,6 +17,7 @@ RANKS = {
     'ops': 2,
     'models': 3,
     'weights': 4,
+    'acceleration': 5,
     'training': 5,
     'deploy': 5,
     'timm': 5,

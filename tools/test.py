@@ -27,6 +27,8 @@ def parse_args():
     parser.add_argument('--show-dir', help='draw every prediction into this folder')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation: the config\'s '
                         'tta_model and tta_pipeline, else a horizontal flip')
+    parser.add_argument('--accelerate', action='store_true', help='run the depth-wise convolutions '
+                        'of any network by mmreplk\'s operator, as mmreplk.AccelerateHook does')
     cli.add_common_arguments(parser)
     return parser, parser.parse_args()
 
@@ -45,6 +47,8 @@ def main():
             evaluation.use_tta(cfg)
         if args.amp:
             evaluation.use_test_amp(cfg)
+        if args.accelerate:
+            evaluation.use_acceleration(cfg)
         if args.out:
             preflight.check_output(args.out, '--out')
             evaluation.use_out(cfg, args.out)

@@ -193,3 +193,14 @@ def use_test_amp(cfg: Config) -> None:
     """
     cfg.test_cfg = cfg.get('test_cfg') or dict(type='TestLoop')
     cfg.test_cfg['fp16'] = True
+
+
+def use_acceleration(cfg: Config) -> None:
+    """``--accelerate``: depth-wise convolutions, 1x1 convolutions and UperNet's head run by ours.
+
+    Args:
+        cfg (Config): The full config, changed in place.
+    """
+    hooks = [hook for hook in cfg.get('custom_hooks') or []
+             if hook.get('type') not in ('AccelerateHook', 'mmreplk.AccelerateHook')]
+    cfg.custom_hooks = [*hooks, dict(type='mmreplk.AccelerateHook', inference=True)]

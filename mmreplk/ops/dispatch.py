@@ -75,10 +75,13 @@ class Choice(NamedTuple):
 # What functional.py found for the arguments of a call; at most PLANS of them.
 PLANS = 4096
 plans: dict = {}
+# By the same arguments, what calls the kernel directly: see `prepared`.
+prepared_calls: dict[tuple, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {}
 
 
 forget = caches.clear_all
 caches.register(plans.clear)
+caches.register(prepared_calls.clear)
 
 
 def read_backend(backend: str, strict: bool = True) -> tuple[str, bool]:
@@ -138,6 +141,15 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, ba
     """The convolution by a backend, which has to support the problem."""
     out = BACKENDS[backend].forward(x, weight, bias, problem, keep)
     return out.contiguous(memory_format=problem.memory_format)
+
+
+def prepared(problem: Problem, backend: str, strides: tuple[int, ...]
+             ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+    """``forward(x, weight, bias, problem, backend, keep=True)`` with all that is known looked up.
+
+    It takes maps of these strides and dense weights. None where tensors have to be copied first.
+    """
+    return cpu.prepared(problem, backend, strides)
 
 
 def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tensor:

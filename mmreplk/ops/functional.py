@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import dispatch
+from . import dispatch, ready
 from .arguments import LONGEST, WIDEST, check_memory
 from .custom_ops import dwconv2d, dwconv2d_pair
 from .problem import Problem
@@ -17,13 +17,11 @@ from .torch_internals import (
     functorch_level,
     is_any_autocast_enabled,
     is_differentiated_by_func,
-    is_observed,
 )
 
 # Below this product of input points and taps, PyTorch's convolution takes about as long as its own
 # call overhead, and looking for anything better would cost more than it brings.
 TINY = 1 << 12
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def large_kernel_dwconv2d(x: Tensor,
@@ -79,6 +77,13 @@ def large_kernel_dwconv2d(x: Tensor,
         return handle_torch_function(large_kernel_dwconv2d, (x, weight, bias), x, weight, bias,
                                      stride, padding, dilation, groups, activation=activation,
                                      backend=backend)
+    # Not for the compiler: it is to see no sizes looked up. Most calls of a network end here.
+    key = None
+    if not torch.compiler.is_compiling() and ready.is_unobserved(x, weight, bias):
+        key = ready.key_of(x, weight, bias, stride, padding, dilation, backend, relu, groups)
+        out = ready.at_once(key, x, weight, bias)
+        if out is not None:
+            return out
     if groups is not None and (x.dim() not in (3, 4) or x.shape[-3] != groups):
         raise RuntimeError(f'groups={groups}: x must be (N, {groups}, H, W) or ({groups}, H, W), '
                            f'one channel a group, not {tuple(x.shape)}')
@@ -114,12 +119,22 @@ def large_kernel_dwconv2d(x: Tensor,
     problem, chosen = _plan(x, weight, bias, stride, padding, dilation, backend, relu)
     if problem is None:  # bad input, for which PyTorch has the words, or nothing to compute
         return _pytorch(x, weight, bias, stride, padding, dilation, relu)
+    if key is not None:
+        ready.keep_call(key, _by_pytorch(stride, padding, dilation, problem) if chosen == 'torch'
+                        else dispatch.prepared(problem, chosen, x.stride()))
     if chosen == 'torch' and not (backend == 'auto' and _trains_better(weight, problem)):
-        out = _pytorch(x, weight, bias, stride, padding, dilation, relu)
-        return out.contiguous(memory_format=problem.memory_format)
-    if _is_plain(x, weight, bias):
+        return _by_pytorch(stride, padding, dilation, problem)(x, weight, bias)
+    if ready.is_plain(x, weight, bias):
         return dispatch.forward(x, weight, bias, problem, chosen, keep)
     return dwconv2d(x, weight, bias, problem.padding, problem.dilation, backend, keep, relu)
+
+
+def _by_pytorch(stride, padding, dilation, problem: Problem):
+    """PyTorch's convolution with these arguments, in the memory format of the problem."""
+    def run(x, weight, bias):
+        out = _pytorch(x, weight, bias, stride, padding, dilation, problem.relu)
+        return out.contiguous(memory_format=problem.memory_format)
+    return run
 
 
 def _graph(x, weight, bias, stride, padding, dilation, backend, keep, relu) -> Tensor:
@@ -239,9 +254,7 @@ def explain(x: Tensor,
 def _plan(x, weight, bias, stride, padding, dilation, backend, relu=False
           ) -> tuple[Problem | None, str | None]:
     """`problem_of` and the backend, looked up by what they depend on in a tenth of the time."""
-    key = (x.shape, x.stride(), x.dtype, x.device, x.layout, weight.shape, weight.dtype,
-           weight.device, weight.layout, stride, padding, dilation, backend, relu,
-           bias if bias is None else (bias.shape, bias.dtype, bias.device))
+    key = ready.key_of(x, weight, bias, stride, padding, dilation, backend, relu)
     try:
         return dispatch.plans[key]
     except (KeyError, TypeError):  # not seen yet, or given as lists
@@ -366,24 +379,3 @@ def _autocast(x, weight, bias):
     return tuple(
         t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
         for t in (x, weight, bias))
-
-
-def _is_plain(x, weight, bias) -> bool:
-    """Whether the kernels may be called without passing PyTorch's dispatcher.
-
-    That saves about 15 us a call. It must not happen where someone listens: autograd, a dispatch
-    mode (fake tensors, FLOP counters, tracing), a profiler, a ``torch.func`` transform or a tensor
-    subclass; nor where memory does not hold the values: a lazy negation, or zeros without memory.
-    """
-    if type(x) not in _PLAIN or type(weight) not in _PLAIN:
-        return False
-    if _is_lazy(x) or _is_lazy(weight) or (bias is not None and _is_lazy(bias)):
-        return False
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad
-                                    or (bias is not None and bias.requires_grad)):
-        return False
-    return not is_observed()
-
-
-def _is_lazy(tensor: Tensor) -> bool:
-    return tensor.is_neg() or tensor._is_zerotensor()

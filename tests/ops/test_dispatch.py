@@ -44,6 +44,14 @@ class Spies:
             self._patch.setitem(dispatch.BACKENDS, name, backend._replace(
                 forward=watched(name, self.forward, backend.forward),
                 weight_grad=watched(name, self.weight_grad, backend.weight_grad)))
+        prepared = cpu.prepared
+
+        def prepare(problem, name, strides):  # for the calls after the first of a kind
+            run = prepared(problem, name, strides)
+            return run and watched(name, self.forward, run)
+
+        self._patch.setattr(cpu, 'prepared', prepare)
+        self._patch.setattr(dispatch, 'prepared_calls', {})
         self._patch.setattr(cpu, 'backward', backward)
         self._patch.setattr(F, 'conv2d', conv2d)
         return self

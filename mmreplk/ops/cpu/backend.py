@@ -4,7 +4,7 @@ They take float32 in order; copies, and spectra that are not kept, are made here
 that a call takes little memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,30 @@ def supports(problem: Problem) -> tuple[bool, str]:
     if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return False, f'the compiled kernels do not take {problem.dtype}'
     return native.available()
+
+
+def prepared(problem: Problem, method: str, strides: Sequence[int]
+             ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+    """`forward` with ``keep`` for one problem, with all that does not depend on values looked up.
+
+    It takes maps of these strides, and dense weights. None where a tensor has to be copied first.
+    """
+    if method not in ('fft', 'direct') or problem.dtype != torch.float32:
+        return None
+    if not supports(problem)[0] or method == 'fft' and not native.fft_supports(problem)[0]:
+        return None
+    sizes = problem.batch, problem.channels, problem.height, problem.width
+    like = torch.empty_strided(sizes, strides, device='meta')
+    if not like.is_contiguous(memory_format=problem.memory_format):
+        return None
+    if method == 'direct':
+        return native.prepared_direct(problem)
+
+    def run(x, weight, bias):
+        spectrum = kept_spectra.get(weight, problem, native.fft_spectrum)
+        return native.fft_forward(x, spectrum, weight, bias, problem)
+
+    return run
 
 
 def forward(method: str, x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,

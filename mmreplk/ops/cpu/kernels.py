@@ -10,6 +10,7 @@ import importlib
 import math
 import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,7 +84,7 @@ def memory(tensor: Tensor | None) -> tuple[int, int] | int:
     """
     if tensor is None:
         return 0
-    if tensor.dtype != torch.float32 or tensor.device.type != 'cpu':
+    if tensor.dtype != torch.float32 or not tensor.is_cpu:
         raise RuntimeError('the compiled kernels take memory of float32 on the CPU, not of '
                            f'{tensor.dtype} on {tensor.device}')
     return _held(tensor)
@@ -115,6 +116,21 @@ def direct_forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Prob
     _native.run(call.forward, call.isa, torch.get_num_threads(), call.geometry, memory(x),
                 memory(weight), 0, memory(bias), 0, memory(out))
     return out
+
+
+def prepared_direct(problem: Problem) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """`direct_forward` of one problem, with all that does not depend on values looked up."""
+    call, run, threads, empty = _call(problem, -1), _native.run, torch.get_num_threads, torch.empty
+    shape, options = call.out_shape, dict(dtype=torch.float32, device=torch.device('cpu'),
+                                          memory_format=call.out_format)
+
+    def forward(x, weight, bias):
+        out = empty(shape, **options)
+        run(call.forward, call.isa, threads(), call.geometry, memory(x), memory(weight), 0,
+            memory(bias), 0, memory(out))
+        return out
+
+    return forward
 
 
 def direct_weight_grad(x: Tensor, grad: Tensor, problem: Problem, isa: int = -1) -> Tensor:
