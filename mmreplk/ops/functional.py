@@ -12,7 +12,7 @@ from . import dispatch, ready
 from .arguments import LONGEST, WIDEST, check_memory
 from .custom_ops import dwconv2d, dwconv2d_pair
 from .problem import Problem
-from .torch_conv import HANGING_WIDTH, conv2d, is_dilated, is_strided_line
+from .torch_conv import HANGING_WIDTH, conv2d, is_spread
 from .torch_internals import (
     functorch_level,
     is_any_autocast_enabled,
@@ -343,7 +343,7 @@ def _is_tiny(x, kernel, stride, dilation) -> bool:
     """
     return (x.numel() * kernel[0] * kernel[1] < TINY and kernel[1] < HANGING_WIDTH
             and not (is_any_autocast_enabled()
-                     and (is_dilated(dilation) or is_strided_line(x, stride))))
+                     and (is_spread(dilation) or is_spread(stride))))
 
 
 def _pytorch(x, weight, bias, stride, padding, dilation, relu=False) -> Tensor:

@@ -65,16 +65,14 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups) -> Tensor:
 
     On CPUs with 16-bit instructions of AVX-512, oneDNN's depth-wise convolution of 2 to 16 channels
     (bfloat16 on channels-last feature maps, float16 on all) with kernels 15 and wider never
-    returns for most sizes of the feature map (seen with PyTorch 2.5 and 2.12). For dilated ones
-    with gradients, see `is_faulty_trained`. Other dtypes beside 16 bits are PyTorch's to refuse.
-    docs/reliability.md has the versions and machines.
+    returns for most sizes of the feature map (seen with PyTorch 2.5 and 2.12). For dilated and
+    strided ones with gradients, see `is_faulty_trained`. Other dtypes beside 16 bits are PyTorch's
+    to refuse. docs/reliability.md has the versions and machines.
     """
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if any(t.dtype != x.dtype for t in tensors) or weight.dim() != 4 or not (
             _hangs(x, weight, groups)
-            or torch.is_grad_enabled() and (is_faulty_trained(x, groups, dilation)
-                                            or _is_16_bits_on_cpu(x)
-                                            and is_strided_line(x, stride))):
+            or torch.is_grad_enabled() and is_faulty_trained(x, groups, dilation, stride)):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     wide = (None if t is None else t.float() for t in (x, weight, bias))
     with torch.autocast('cpu', enabled=False):
@@ -86,32 +84,26 @@ def _hangs(x: Tensor, weight: Tensor, groups: int) -> bool:
         weight.shape[3] >= HANGING_WIDTH)
 
 
-def is_faulty_trained(x: Tensor, groups: int, dilation: int | Sequence[int]) -> bool:
+def is_faulty_trained(x: Tensor, groups: int, dilation: int | Sequence[int],
+                      stride: int | Sequence[int] = 1) -> bool:
     """Whether PyTorch's own gradient of the weights may be garbage.
 
     On CPUs with AVX512-BF16 (with AMX and without), oneDNN's gradient of the weights of a dilated
     depth-wise convolution in bfloat16 reads memory that nobody wrote, for channels-last feature
-    maps with outputs from about 29 wide. Avoided for all 16-bit inputs: strides do not tell which
+    maps with outputs from about 29 wide; with strides, dilated or not, for maps narrower than the
+    stride and, seldom, others. Avoided for all 16-bit inputs: strides do not tell which
     layout oneDNN will see, and float16 takes the same kernels where the CPU has its instructions.
     Not of one channel: 16 bits are right there, and float32 with strides is not
     (docs/reliability.md).
     """
-    return (groups > 1 and is_dilated(dilation) and _is_16_bits_on_cpu(x)
+    return (groups > 1 and (is_spread(dilation) or is_spread(stride))
+            and _is_16_bits_on_cpu(x)
             and x.layout == torch.strided)
 
 
-def is_dilated(dilation: int | Sequence[int]) -> bool:
-    """Whether any axis is (of strides: strided); what is neither counts, for PyTorch to refuse."""
-    return any(d != 1 for d in (dilation if isinstance(dilation, tuple | list) else (dilation, )))
-
-
-def is_strided_line(x: Tensor, stride: int | Sequence[int]) -> bool:
-    """Whether a feature map of one row or column is strided over, dilated or not.
-
-    In 16 bits its weight gradient reads unwritten memory too, in bfloat16 on channels-last maps
-    (PyTorch 2.5, 2.12 and 2.14; docs/reliability.md).
-    """
-    return 1 in x.shape[-2:] and is_dilated(stride)
+def is_spread(steps: int | Sequence[int]) -> bool:
+    """Whether a dilation or stride is not 1; what is none counts too, for PyTorch to refuse."""
+    return any(step != 1 for step in (steps if isinstance(steps, tuple | list) else (steps, )))
 
 
 def _is_16_bits_on_cpu(x: Tensor) -> bool:
