@@ -60,7 +60,11 @@ def accelerate(model: nn.Module,
     """
     _check(model, example_inputs, input_size, policy)
     if inference:
-        from .inference import accelerate_inference
+        try:
+            from .inference import accelerate_inference
+        except ImportError as error:
+            raise ImportError(f'inference=True needs mmengine and mmcv: {error}. Install them, or '
+                              'leave it out') from error
     restore(model)
     names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
              and (module.groups > 1 or isinstance(module, nn.modules.lazy.LazyModuleMixin))}

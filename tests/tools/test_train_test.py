@@ -107,6 +107,9 @@ def test_segmentor(seg_bench):
                         'two', '--show-dir', 'two_show', PORT=free_port())
     one = bench.metrics('run')
     assert 0 < one['mIoU'] < 100
+    fast = bench.done('test.py', 'tiny.py', checkpoint, '--work-dir', 'fast', '--accelerate')
+    assert 'AccelerateHook: accelerated ' in fast.text
+    assert bench.metrics('fast')['mIoU'] == pytest.approx(one['mIoU'], abs=0.1)
     assert bench.metrics('two_run') == one
     # Otherwise both processes would write the file of metrics, and it may be no JSON.
     assert 'SafeLoggerHook' in (bench.folder / 'two_run/tiny_test.py').read_text()

@@ -50,6 +50,10 @@ def build(name: str) -> torch.nn.Module:
         init_default_scope('mmdet')
         model = MODELS.build(cfg.model)
     model.eval()  # of mmpretrain's it returns nothing
+    # Scales of layers that start near zero would hide what a branch computes.
+    for parameter in model.parameters():
+        if parameter.dim() <= 3 and 0 < parameter.abs().max() < 1e-2:
+            parameter.fill_(0.5)
     return model
 
 
