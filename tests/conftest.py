@@ -5,9 +5,11 @@ that each value of each parameter occurs, though not each combination. With ``MM
 environment (``tools/run_tests.sh --all``) it takes them all.
 """
 
+import importlib.util
 import os
 from collections import Counter
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,6 +43,18 @@ def tiny_arch():
     return dict(
         large_kernel_sizes=[13, 11, 9, 7], layers=[1, 2, 1, 1], channels=[8, 12, 16, 20],
         small_kernel=5, dw_ratio=1, ffn_ratio=4)
+
+
+@pytest.fixture(scope='session')
+def tool_server():
+    """Runs tools as forks of a process that has imported the libraries; see tool_server.py."""
+    path = Path(__file__).with_name('tool_server.py')
+    spec = importlib.util.spec_from_file_location('tool_server', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    server = module.ToolServer()
+    yield server
+    server.close()
 
 
 def randomize_norms(module):

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -65,8 +64,8 @@ class Bench:
         config (dict): The config, written to ``tiny.py`` by :meth:`write`.
     """
 
-    def __init__(self, folder: Path, config: dict):
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, config: dict, server):
+        self.folder, self.config, self.server = folder, config, server
         self.write()
 
     def write(self, name: str = 'tiny.py', **changes) -> str:
@@ -77,19 +76,18 @@ class Bench:
         return name
 
     def run(self, tool: str, *args, **env) -> Run:
-        """Run ``tools/<tool>`` with arguments and environment variables."""
-        start = [sys.executable] if tool.endswith('.py') else ['bash']
-        clean = {
-            key: value
-            for key, value in os.environ.items()
-            if key not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'PORT', 'MASTER_PORT')
-        }
-        clean |= dict(PYTHON=sys.executable, CUDA_VISIBLE_DEVICES='', MPLBACKEND='Agg')
-        # One thread a process: the tests themselves run side by side.
-        clean |= dict(OMP_NUM_THREADS='1')
-        done = subprocess.run([*start, str(TOOLS / tool), *map(str, args)],
+        """Run ``tools/<tool>`` with arguments and environment variables.
+
+        A tool is a fork of a process that has the libraries; see tests/tool_server.py. Scripts are
+        started anew, and tools with other variables: one may matter at an import.
+        """
+        command = [str(TOOLS / tool), *map(str, args)]
+        environment = self.server.environment_now(**env)
+        if tool.endswith('.py') and environment == self.server.environment:
+            return Run(*self.server.run(command, self.folder, timeout=300))
+        done = subprocess.run([sys.executable if tool.endswith('.py') else 'bash', *command],
                               cwd=self.folder,
-                              env=clean | {key: str(value) for key, value in env.items()},
+                              env=environment,
                               stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT,
                               text=True,
@@ -154,7 +152,7 @@ def _draw(rng, height: int = 32, width: int = 48):
 
 
 @pytest.fixture
-def seg_bench(tmp_path) -> Bench:
+def seg_bench(tmp_path, tool_server) -> Bench:
     """A segmentor of two classes; four images to train on, five (an odd number) to test."""
     rng = np.random.default_rng(0)
     for split, count in (('train', 4), ('val', 5)):
@@ -207,11 +205,12 @@ def seg_bench(tmp_path) -> Bench:
             val_dataloader=_loader(dataset('val'), batch_size=1),
             test_dataloader=_loader(dataset('val'), batch_size=1),
             val_evaluator=dict(type='IoUMetric', iou_metrics=['mIoU']),
-            test_evaluator=dict(type='IoUMetric', iou_metrics=['mIoU'])))
+            test_evaluator=dict(type='IoUMetric', iou_metrics=['mIoU'])),
+        tool_server)
 
 
 @pytest.fixture
-def cls_bench(tmp_path) -> Bench:
+def cls_bench(tmp_path, tool_server) -> Bench:
     """A classifier of two classes; the data loaders are as bare as MMPretrain's own configs."""
     rng = np.random.default_rng(0)
     for split, count in (('train', 4), ('val', 5)):
@@ -251,11 +250,12 @@ def cls_bench(tmp_path) -> Bench:
             val_dataloader=_loader(dataset('val')),
             test_dataloader=_loader(dataset('val')),
             val_evaluator=dict(type='Accuracy', topk=(1, )),
-            test_evaluator=dict(type='Accuracy', topk=(1, ))))
+            test_evaluator=dict(type='Accuracy', topk=(1, ))),
+        tool_server)
 
 
 @pytest.fixture
-def det_bench(tmp_path) -> Bench:
+def det_bench(tmp_path, tool_server) -> Bench:
     """A one-stage detector (FCOS) on drawn boxes in COCO's format."""
     pytest.importorskip('mmcv._ext', reason='mmdet needs MMCV with compiled operators')
     rng = np.random.default_rng(0)
@@ -332,7 +332,8 @@ def det_bench(tmp_path) -> Bench:
             val_dataloader=_loader(dataset('val'), batch_size=1),
             test_dataloader=_loader(dataset('val'), batch_size=1),
             val_evaluator=dict(type='CocoMetric', ann_file='data/val.json', metric='bbox'),
-            test_evaluator=dict(type='CocoMetric', ann_file='data/val.json', metric='bbox')))
+            test_evaluator=dict(type='CocoMetric', ann_file='data/val.json', metric='bbox')),
+        tool_server)
 
 
 @pytest.fixture(scope='module')
