@@ -69,13 +69,15 @@ def test_commands_name_files_and_options_that_exist(page):
                 assert re.search(rf"""(?<!\w){option}\b""", sources), line
 
 
-def test_the_config_snippet_in_a_stock_config(tmp_path):
+@pytest.mark.parametrize('stock', [
+    'swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
+    'upernet/upernet_r50_4xb4-160k_ade20k-512x512.py'])  # has pretrained=
+def test_the_config_snippet_in_a_stock_config(stock, tmp_path):
     mmseg = pytest.importorskip('mmseg')
     from mmengine.config import Config
     from mmengine.registry import DefaultScope
     from mmseg.registry import MODELS
-    base = Path(mmseg.__file__).parent / '.mim/configs/swin'
-    stock, = base.glob('swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py')
+    stock = Path(mmseg.__file__).parent / '.mim/configs' / stock
     snippet, = (block for block in blocks('python') if block.startswith('custom_imports'))
     file = tmp_path / 'mine.py'
     file.write_text(f"_base_ = '{stock}'\n{snippet}")
