@@ -45,18 +45,18 @@ def test_unknown_scope(tmp_path, entries):
     ('mmdet', 'mmcv._ext', 'install.sh --with-ops`'),
 ])
 def test_missing_package(tmp_path, monkeypatch, scope, module, remedy):
-    monkeypatch.setattr(config_model, '_importable', lambda name: name != module)
+    monkeypatch.setattr(config_model, 'importable', lambda name: name != module)
     with pytest.raises(ModuleNotFoundError, match=scope) as error:
         preflight.check_scope(config(tmp_path, default_scope=scope))
     assert remedy in str(error.value)
-    monkeypatch.setattr(config_model, '_importable', lambda name: True)
+    monkeypatch.setattr(config_model, 'importable', lambda name: True)
     preflight.check_scope(config(tmp_path, default_scope=scope))
 
 
 def test_importable():
-    assert config_model._importable('torch')
-    assert not config_model._importable('no_such_module')
-    assert not config_model._importable('no_such_module.child')
+    assert packages.importable('torch')
+    assert not packages.importable('no_such_module')
+    assert not packages.importable('no_such_module.child')
 
 
 def test_mixed_package_sets(monkeypatch):

@@ -109,6 +109,7 @@ def test_every_option_finds_its_part(seg_bench, form, monkeypatch, randomize_nor
     assert len(names) == 2
     cfg = read()
     cfg.model.backbone.arch['channels'] = [8, 16]
+    cfg.model.decode_head.in_channels = 16
     reduce.reduce_model(cfg, 2)
     assert cfg.model.backbone.arch.channels == [4, 8]
     cfg = read()

@@ -8,6 +8,8 @@ from torch import nn
 def build(name: str, crop: tuple[int, int]):
     """A config's model with random weights, fitted to one process on this device.
 
+    UperNet has the head of deployed models, which computes the same.
+
     Args:
         name (str): A config file, or ``mmreplk::NAME.py``.
         crop (tuple[int, int]): Height and width of the images.
@@ -20,11 +22,13 @@ def build(name: str, crop: tuple[int, int]):
     import mmreplk  # noqa: F401  # registers RepLKNet
     from mmreplk.config.edit import replace_sync_bn
     from mmreplk.config.files import read
+    from mmreplk.deploy.merge import deploy_config
     cfg = read(name)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     cfg.model.backbone.init_cfg = None
     if 'decode_head' in cfg.model:  # of the others, the preprocessor takes any size
         cfg.model.data_preprocessor.size = crop
+        cfg.model.decode_head.type = deploy_config(cfg).model.decode_head.type
     replace_sync_bn(cfg.model)
     return cfg, MODELS.build(cfg.model).train()
 
