@@ -21,6 +21,6 @@ model = dict(
         drop_path_rate=0.6,
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')))
 
-# 117,266 pictures of train2017 have boxes.
+# 117,266 images of train2017 have boxes.
 default_hooks = dict(recipe_samples=dict(samples=36 * 117266))
 auto_scale_lr = dict(enable=False, base_batch_size=32)

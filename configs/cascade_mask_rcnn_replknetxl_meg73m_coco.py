@@ -27,6 +27,6 @@ model = dict(
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')),
     neck=dict(in_channels=[256, 512, 1024, 2048]))
 
-# 117,266 pictures of train2017 have boxes.
+# 117,266 images of train2017 have boxes.
 default_hooks = dict(recipe_samples=dict(samples=36 * 117266))
 auto_scale_lr = dict(enable=False, base_batch_size=32)

@@ -18,6 +18,6 @@ checkpoint = ('https://download.openmmlab.com/mmclassification/v0/replknet/'
 model = dict(
     backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')))
 
-# 117,266 pictures of train2017 have boxes.
+# 117,266 images of train2017 have boxes.
 default_hooks = dict(recipe_samples=dict(samples=24 * 117266))
 auto_scale_lr = dict(enable=False, base_batch_size=16)

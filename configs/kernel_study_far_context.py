@@ -2,8 +2,8 @@
 # kernels are all of one size, under a head that sees one pixel of the feature maps at a time.
 #
 # Two stages, of strides 4 and 8: with the four of RepLKNet-31B, the map of stride 32 would reach
-# across these small pictures with 3x3 kernels. The head is 1x1 convolutions: UperNet's pyramid
-# pooling would show every pixel the whole picture, whatever the kernels. A 3x3 kernel has no room
+# across these small images with 3x3 kernels. The head is 1x1 convolutions: UperNet's pyramid
+# pooling would show every pixel the whole image, whatever the kernels. A 3x3 kernel has no room
 # for a small one beside it; the others have the 5x5 of the paper.
 _base_ = ['_base_/datasets/far_context_ade20k.py', '_base_/default_runtime.py']
 

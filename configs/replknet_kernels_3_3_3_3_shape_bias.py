@@ -1,6 +1,6 @@
 # Shape bias of kernels 3-3-3-3 at the width of 31B: tools/test.py with this file and weights.
 #
-# Data: the 1280 cue-conflict pictures of Geirhos et al. (ImageNet-trained CNNs are biased towards
+# Data: the 1280 cue-conflict images of Geirhos et al. (ImageNet-trained CNNs are biased towards
 # texture, ICLR 2019), each with the shape of one category and the texture of another, as
 # data/cue-conflict/<shape>/<shape>N-<texture>M.png. The answers go to
 # <csv_dir>/cue_conflict_<model_name>_session-1.csv, for tools/shape_bias.py. Another network: these

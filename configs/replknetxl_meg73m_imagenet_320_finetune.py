@@ -1,5 +1,5 @@
 # RepLKNet-XL pre-trained on MegData73M, fine-tuned on ImageNet-1K at 320.
-# Published by the authors: 87.8 top-1; MMPretrain measures 87.57 with their weights, normalising
+# Published by the authors: 87.8 top-1; MMPretrain measures 87.57 with their weights, normalizing
 # with 122.5 where 127.5 is right.
 #
 # The authors print no recipe for this run. The one here is that of the 31L at 384, which comes

@@ -1,6 +1,6 @@
 """Measure and draw effective receptive fields: of mm configs, and of timm and torchvision models.
 
-Which pixels does the centre of a feature map depend on? The method of the RepLKNet paper, section
+Which pixels does the center of a feature map depend on? The method of the RepLKNet paper, section
 on effective receptive fields; see mmreplk/analysis/README.md.
 """
 

@@ -15,7 +15,7 @@ except (ImportError, RuntimeError) as error:
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='The input is an image after normalisation; mean, std and channel order are in the '
+        epilog='The input is an image after normalization; mean, std and channel order are in the '
         'metadata of the file. onnxruntime and PyTorch are compared at two batches and sizes; if '
         'they differ by more than rounding, nothing is written and the exit code is 1.')
     parser.add_argument('config', metavar='CONFIG', help='config file, or mmreplk::NAME.py')

@@ -26,7 +26,7 @@ PICTURES = 8
 TAIL = 30  # lines of a failed command's output
 
 # ADE20K's own palette paints grass like trees and water like the sky.
-COLOURS = {
+COLORS = {
     'building': (190, 98, 80),
     'sky': (142, 202, 242),
     'tree': (24, 98, 48),
@@ -40,7 +40,7 @@ COLOURS = {
     'fence': (126, 82, 40),
     'boat': (252, 232, 72),
 }
-UNLABELLED_COLOUR = (0, 0, 0)
+UNLABELLED_COLOR = (0, 0, 0)
 IGNORED = 255
 
 PROGRESS = re.compile(r'Iter\(train\)\s*\[\s*(\d+)/(\d+)\].*?eta: (\S+).*? loss: (\S+)')
@@ -122,8 +122,8 @@ def run_steps(root: Path, iters: int | None) -> None:
         raise StepFailed(f'tools/test.py reports mIoU {miou}, but the predictions it wrote to '
                          f'{show(predictions)} score {100 * np.nanmean(ious):.2f}')
     pixels = np.bincount(np.concatenate([x[x != IGNORED] for x in labels]), minlength=len(classes))
-    favourite = int(pixels.argmax())
-    constant = [np.full_like(label, favourite) for label in labels]
+    favorite = int(pixels.argmax())
+    constant = [np.full_like(label, favorite) for label in labels]
     base_ious, base_accuracy = score(labels, constant, len(classes))
     sheet = run / 'predictions.png'
     draw_sheet(sheet, [data / 'images' / 'validation' / f'{path.stem}.jpg' for path in names],
@@ -132,7 +132,7 @@ def run_steps(root: Path, iters: int | None) -> None:
     each = ', '.join(f'{name} {100 * iou:.0f}' for name, iou in zip(classes, ious, strict=True))
     seconds = round(time.monotonic() - start)
     print(f'\nmIoU on {NUM_VAL} held-out scenes: {miou:.2f} (pixel accuracy {100 * accuracy:.2f})\n'
-          f'"{list(classes)[favourite]}" everywhere:      {100 * np.nanmean(base_ious):.2f} '
+          f'"{list(classes)[favorite]}" everywhere:      {100 * np.nanmean(base_ious):.2f} '
           f'(pixel accuracy {100 * base_accuracy:.2f})\n'
           f'IoU by class: {each}\n'
           f'Pictures:     {show(sheet)}\n'
@@ -287,8 +287,8 @@ def draw_sheet(path: Path, images: list[Path], labels: list[np.ndarray],
     side, gap, top, line = 224, 6, 34, 34
     across = 2
     palette = np.zeros((256, 3), np.uint8)
-    palette[:len(classes)] = [COLOURS[name] for name in classes]
-    palette[IGNORED] = UNLABELLED_COLOUR
+    palette[:len(classes)] = [COLORS[name] for name in classes]
+    palette[IGNORED] = UNLABELLED_COLOR
     font = ImageFont.load_default(17)
 
     chosen = np.linspace(0, len(images) - 1, min(PICTURES, len(images))).round().astype(int)
@@ -317,7 +317,7 @@ def draw_sheet(path: Path, images: list[Path], labels: list[np.ndarray],
         row, column = divmod(place, per_line)
         x = gap + column * (width - 2 * gap) // per_line
         y = top + rows * (side + gap) + gap + row * line
-        pen.rectangle((x, y + 4, x + 24, y + 26), fill=COLOURS.get(name, UNLABELLED_COLOUR),
+        pen.rectangle((x, y + 4, x + 24, y + 26), fill=COLORS.get(name, UNLABELLED_COLOR),
                       outline=(60, 60, 60))
         text = f'{name} (ignored)' if iou is None else f'{name} {100 * iou:.0f}'
         pen.text((x + 32, y + 15), text, fill=(30, 30, 30), font=font, anchor='lm')

@@ -25,7 +25,7 @@ def parse_args():
     parser.add_argument('out', metavar='OUT', help='file for the merged weights, such as '
                         'merged.pth; their config is written beside it, as merged.py')
     parser.add_argument('--image', metavar='FILE', help='picture to compare on; by default soft '
-                        'patches of colour with grain, 256x320, always the same')
+                        'patches of color with grain, 256x320, always the same')
     cli.add_cfg_options(parser)
     return parser, parser.parse_args()
 

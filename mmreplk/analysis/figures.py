@@ -1,6 +1,6 @@
 """What the images of this package have in common. Matplotlib."""
 
-# Dark where pixels contribute much, as in the paper; even steps of lightness, also in grey.
+# Dark where pixels contribute much, as in the paper; even steps of lightness, also in gray.
 COLORS = 'YlGnBu'
 
 

@@ -132,8 +132,8 @@ def of_classes(image: np.ndarray, scores: np.ndarray, classes, count: int = 5) -
     """
     best = np.argsort(-scores, kind='stable')[:count]
     texts = [f'{classes[index]} {scores[index]:.1%}' for index in best]
-    grey = [(int(255 * (1 - scores[index])), ) * 3 for index in best]
-    return Drawing(image.copy(), ', '.join(texts), list(zip(texts, grey, strict=True)))
+    gray = [(int(255 * (1 - scores[index])), ) * 3 for index in best]
+    return Drawing(image.copy(), ', '.join(texts), list(zip(texts, gray, strict=True)))
 
 
 def render(drawing: Drawing, lines: int | None = None) -> np.ndarray:

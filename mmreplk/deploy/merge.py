@@ -61,7 +61,7 @@ class Difference:
 
 
 def example_image(height: int = 256, width: int = 320) -> np.ndarray:
-    """A image for where the user gives none: soft patches of colour with grain, always the same.
+    """An image for where the user gives none: soft patches of color with grain, always the same.
 
     Args:
         height (int): Rows. Defaults to 256.

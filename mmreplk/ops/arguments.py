@@ -144,7 +144,7 @@ def check_convolution(x: Tensor, weight: Sequence[int], padding: Sequence[int],
 
 
 def plain_dilation(dilation: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
-    """Without that of a single tap, which has no neighbour."""
+    """Without that of a single tap, which has no neighbor."""
     return tuple(d if k > 1 else 1 for d, k in zip(dilation, kernel, strict=True))
 
 

@@ -158,7 +158,7 @@ def large_kernel_dwconv2d_pair(x: Tensor,
                                small_weight: Tensor,
                                *,
                                backend: str = 'auto') -> tuple[Tensor, Tensor]:
-    """Two depth-wise convolutions of one input: the branches of a re-parameterised block.
+    """Two depth-wise convolutions of one input: the branches of a re-parameterized block.
 
     ``(large_kernel_dwconv2d(x, w, padding=K // 2) for w in (weight, small_weight))``. Where it is
     faster (CPU, float32 or 16 bits, all gradients wanted), one pass computes the gradients of both

@@ -46,7 +46,7 @@ class LargeKernelDWConv2d(nn.Conv2d):
 
         Raises:
             TypeError: If conv is not a ``nn.Conv2d``, or is a subclass with a forward of its own,
-                whose behaviour would be lost; is not initialized yet; or has forward hooks.
+                whose behavior would be lost; is not initialized yet; or has forward hooks.
         """
         if not isinstance(conv, nn.Conv2d) or type(conv).forward not in (
                 nn.Conv2d.forward, LargeKernelDWConv2d.forward):

@@ -1,4 +1,4 @@
-"""What one call asks for, normalised: the value that every backend and the dispatch work on."""
+"""What one call asks for, normalized: the value that every backend and the dispatch work on."""
 
 from collections.abc import Sequence
 from functools import cached_property

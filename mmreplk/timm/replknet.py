@@ -41,7 +41,7 @@ def _cfg(file: str = '', size: int = 224, **kwargs) -> dict:
 
 
 def _cfg_384(file: str) -> dict:
-    """At 384 pictures are warped to the square, not cropped."""
+    """At 384 images are warped to the square, not cropped."""
     return _cfg(file, 384, crop_pct=1.0, crop_mode='squash')
 
 

@@ -39,7 +39,7 @@ class Pretrained(PretrainedInit):
         prefix (str, optional): What stands before the backbone's names, as in MMEngine. Defaults to
             'auto': one of the known places for a RepLKNet, ``'backbone.'`` for an EnlargedBackbone.
         map_location (str): Where to read to. Defaults to 'cpu'.
-        in_channels (str, optional): 'adapt' to fit weights of colour images to the channels of the
+        in_channels (str, optional): 'adapt' to fit weights of color images to the channels of the
             backbone, see :func:`mmreplk.models.first_conv.adapted`. Defaults to None.
     """
 

@@ -52,9 +52,9 @@ def _labels(rng, height: int, width: int, classes) -> np.ndarray:
 
 
 def _picture(rng, labels: np.ndarray) -> np.ndarray:
-    """A noisy picture ``(H, W, 3)`` in which every class has its own colour."""
-    colours = np.random.default_rng(1).integers(30, 225, (256, 3))
-    return (colours[labels] + rng.integers(-20, 21, (*labels.shape, 3))).astype(np.uint8)
+    """A noisy picture ``(H, W, 3)`` in which every class has its own color."""
+    colors = np.random.default_rng(1).integers(30, 225, (256, 3))
+    return (colors[labels] + rng.integers(-20, 21, (*labels.shape, 3))).astype(np.uint8)
 
 
 def _draw_ade20k(root: Path, rng) -> None:

@@ -320,7 +320,7 @@ def check_mmpretrain(name, recipe, cfg, train, test):
     assert augment['policies'] == 'timm_increasing'
     assert (augment['num_policies'], augment['total_level']) == (2, 10)
     erasing = train['RandomErasing']
-    # timm's mode "pixel": noise of the statistics of the normalised pictures.
+    # timm's mode "pixel": noise of the statistics of the normalized pictures.
     assert (erasing['erase_prob'], erasing['mode']) == (0.25, 'rand')
     assert erasing['fill_color'] == cfg.data_preprocessor.mean[::-1]
     assert erasing['fill_std'] == cfg.data_preprocessor.std[::-1]

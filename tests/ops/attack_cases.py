@@ -186,7 +186,7 @@ def bounds(case, x, weight, bias, grad):
     """The largest error that `Result` may have: of sums in float32, and of transforms of a plane.
 
     A sum of n products in any order errs by n u (sum of their sizes), u half a unit in the last
-    place; a product of spectra by u (4 + log2(points) / 4) times the roots of the sums of squares
+    place; an FFT convolution by u (4 + log2(points) / 4) times the roots of the sums of squares
     of its two factors; see the README of mmreplk.ops. Values are rounded once more.
     """
     wide = torch.float64 if case.dtype == torch.float64 else torch.float32

@@ -143,7 +143,7 @@ def crafted(kind, size):
 @pytest.mark.parametrize('kernel', [5, 13, 31])
 @pytest.mark.parametrize('kind', ['half', 'board', 'slope', 'pixel', 'nan'])
 def test_no_output_is_summed_twice(summed, kind, kernel, last):
-    """Whatever the map: at most one product of spectra that is in vain, and the direct sum."""
+    """Whatever the map: at most one FFT convolution that is in vain, and the direct sum."""
     for channels, size in ((19, 64), (3, 250)):
         summed.clear()
         x = torch.randn(2, channels, size, size) * crafted(kind, size)

@@ -395,7 +395,7 @@ def test_devices_without_kernels(fresh):
 
 
 def test_compiled_kernels_never_get_memory_of_another_device(compare, monkeypatch):
-    """The product of spectra on a GPU is PyTorch's; here its tensors are the CPU's."""
+    """The FFT convolution on a GPU is PyTorch's; here its tensors are the CPU's."""
     def forbidden(*args, **keywords):
         raise AssertionError('a kernel of the CPU was called for a tensor on a GPU')
 

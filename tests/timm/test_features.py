@@ -75,7 +75,7 @@ def test_pruned_classifier_pools_what_is_left():
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 64, 4, 4)
 
 
-def test_grey_images_and_deployment(randomize_norms):
+def test_gray_images_and_deployment(randomize_norms):
     model = randomize_norms(build(features_only=True, in_chans=1)).eval()
     x = torch.randn(1, 1, 64, 64)
     with torch.no_grad():

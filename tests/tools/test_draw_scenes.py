@@ -23,7 +23,7 @@ def load(path):
     return module
 
 
-# As for a script that is run: its neighbours are importable.
+# As for a script that is run: its neighbors are importable.
 sys.path.insert(0, str(SCRIPT.parent))
 draw_scenes = load(SCRIPT)
 scene_canvas = sys.modules['scene_canvas']
@@ -70,8 +70,8 @@ def test_labels_follow_the_edges_of_the_picture():
     seen = matched = 0
     for seed in range(10):
         image, label = draw_scenes.draw_scene(np.random.default_rng(seed), 96)
-        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(float)
-        step = np.abs(np.diff(grey, axis=1))
+        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(float)
+        step = np.abs(np.diff(gray, axis=1))
         border = np.diff(label.astype(int), axis=1) != 0
         seen += step.mean()
         matched += step[border].mean()
@@ -207,7 +207,7 @@ def test_config_reads_the_labels_as_drawn(tmp_path):
     every = dataset.METAINFO
     assert [every['classes'].index(name) + 1 for name in names] == list(
         draw_scenes.CLASS_IDS.values())
-    assert [list(colour) for colour in dataset.metainfo['palette']] == [
+    assert [list(color) for color in dataset.metainfo['palette']] == [
         every['palette'][number - 1] for number in draw_scenes.CLASS_IDS.values()]
     table = np.full(256, 255)
     table[list(draw_scenes.CLASS_IDS.values())] = np.arange(len(names))
@@ -219,7 +219,7 @@ def test_config_reads_the_labels_as_drawn(tmp_path):
 
 def test_quickstart_knows_every_class_and_scores_like_its_definition():
     quickstart = load(REPO / 'tools' / 'quickstart.py')
-    assert list(quickstart.COLOURS) == list(draw_scenes.CLASS_IDS)
+    assert list(quickstart.COLORS) == list(draw_scenes.CLASS_IDS)
     label = np.array([[0, 0, 1, quickstart.IGNORED]])
     ious, accuracy = quickstart.score([label], [np.array([[0, 1, 1, 2]])], 3)
     assert ious[:2] == pytest.approx([0.5, 0.5])

@@ -108,7 +108,7 @@ def test_pretrained_takes_the_start_of_the_config(seg_bench):
 
 @pytest.mark.parametrize('channels', [6, 1])
 def test_other_channels(seg_bench, channels):
-    """Multispectral and grey images: generated, or the user's own."""
+    """Multispectral and gray images: generated, or the user's own."""
     bench = seg_bench
     model = dict(bench.config['model'])
     model['backbone'] = dict(model['backbone'], in_channels=channels)
@@ -137,8 +137,8 @@ def test_other_channels(seg_bench, channels):
                                          [image[None] for image in images])
     np.testing.assert_allclose(np.load(bench.folder / 'own/other.npy'), expected, rtol=1e-3,
                                atol=1e-5 * expected.max())
-    if channels == 1:  # colours make grey
-        run = bench.done('erf.py', *common, '--images', 'data', '--out', 'grey')
+    if channels == 1:  # colors make gray
+        run = bench.done('erf.py', *common, '--images', 'data', '--out', 'gray')
         assert 'measured on 2 of the' in run.text
         return
     folder = next((bench.folder / 'data').rglob('img*'))

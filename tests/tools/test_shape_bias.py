@@ -36,7 +36,7 @@ EXPECTED = {
 
 
 def draw_pictures(folder: Path) -> None:
-    """One blob of stripes a picture; the categories decide on form, colour and stripes."""
+    """One blob of stripes a picture; the categories decide on form, color and stripes."""
     for name in PICTURES:
         shape, texture = (CATEGORIES.index(part.rstrip('0123456789')) for part in name.split('-'))
         outline = np.zeros((96, 112), np.uint8)

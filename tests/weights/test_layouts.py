@@ -200,7 +200,7 @@ class TestPretrained:
     @pytest.mark.parametrize('channels', [1, 2, 4, 6, 7])
     @pytest.mark.parametrize('deploy', [False, True])
     def test_other_channels(self, tmp_path, tiny_arch, source, channels, deploy, caplog):
-        """The first convolution as timm makes it of weights for colour images."""
+        """The first convolution as timm makes it of weights for color images."""
         if deploy:
             source = numbered(RepLKNet(tiny_arch, deploy=True, final_norm=True))
         start = dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'))
@@ -221,11 +221,11 @@ class TestPretrained:
         for name in own.keys() - {'stem.0.conv.weight'}:
             assert torch.equal(own[name], source[name]), name
         # A network that sees the same in all channels sees what it saw.
-        grey = torch.rand(1, 1, 32, 32)
+        gray = torch.rand(1, 1, 32, 32)
         if channels in (1, 6):
-            colour = self.start(tmp_path, tiny_arch, source, deploy=deploy).stem[0].conv
-            torch.testing.assert_close(model.stem[0].conv(grey.expand(-1, channels, -1, -1)),
-                                       colour(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-3)
+            color = self.start(tmp_path, tiny_arch, source, deploy=deploy).stem[0].conv
+            torch.testing.assert_close(model.stem[0].conv(gray.expand(-1, channels, -1, -1)),
+                                       color(gray.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-3)
 
     def test_adapting_says_so_once(self, tmp_path, tiny_arch, source, capfd):
         from mmengine.logging import MMLogger
@@ -238,7 +238,7 @@ class TestPretrained:
             text = ''.join(capfd.readouterr())
             assert text.count('repeated and scaled by 3/6 for the 6') == times
 
-    def test_adapting_is_for_colours_and_the_first_convolution(self, tmp_path, tiny_arch, source):
+    def test_adapting_is_for_colors_and_the_first_convolution(self, tmp_path, tiny_arch, source):
         start = dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'))
         six = dict(source)
         stem = source['stem.0.conv.weight']

@@ -78,7 +78,7 @@ def baselines(device_type: str) -> tuple[list[Candidate], dict[str, str]]:
 
 def fft_product(x: Tensor, weight: Tensor, bias: Tensor | None,
                 padding: tuple[int, int]) -> Tensor:
-    """A product of spectra padded to ``H + K - 1``, as it is usually written with ``torch.fft``."""
+    """An FFT convolution padded to ``H + K - 1``, as it is usually written with ``torch.fft``."""
     sizes = list(zip(x.shape[2:], weight.shape[2:], padding, strict=True))
     length = [h + k - 1 for h, k, _ in sizes]
     spectrum = torch.fft.rfft2(_wide(x), s=length)

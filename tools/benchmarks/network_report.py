@@ -1,4 +1,4 @@
-"""Table, goals and pictures of the rows of network.py."""
+"""Table, goals and images of the rows of network.py."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from rows import markdown
 
 from mmreplk.analysis.figures import new_figure
 
-_COLOURS = {name: colour for name, (colour, _) in STYLES.items()} | {
+_COLORS = {name: color for name, (color, _) in STYLES.items()} | {
     'ours compiled': '#882255', 'ours not deployed': '#CC79A7',
     'ours resize first': '#999933', 'mmpretrain': '#555555',
     'mmpretrain merged': '#888888', 'timm': '#009E73', 'timm channels_last': '#44AA99'}
@@ -79,7 +79,7 @@ def _draw_bars(path: Path, rows: list[dict]) -> None:
                 name = row['candidate']
                 rate, low, high = (1e3 * row['batch'] / row[key]
                                    for key in ('median_ms', 'p80_ms', 'p20_ms'))
-                ax.barh(y, rate, color=_COLOURS.get(name, '#BBBBBB'), height=0.86,
+                ax.barh(y, rate, color=_COLORS.get(name, '#BBBBBB'), height=0.86,
                         label=LABELS.get(name, name), xerr=[[rate - low], [high - rate]],
                         error_kw=dict(elinewidth=0.8, ecolor='#444444', capsize=1.5))
                 ax.text(high, y, f' {rate:.3g}', va='center', fontsize=7)

@@ -1,4 +1,4 @@
-"""Pictures of result rows: curves over one quantity, or one line of marks for each case."""
+"""Images of result rows: curves over one quantity, or one line of marks for each case."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mmreplk.analysis.figures import new_figure
 
-# Okabe and Ito's palette: told apart by colour-blind readers, too. Marks differ as well.
+# Okabe and Ito's palette: told apart by color-blind readers, too. Marks differ as well.
 STYLES = {
     'ours': ('#D55E00', 'o'),
     'ours channels_last': ('#E69F00', 'D'),
@@ -29,7 +29,7 @@ LABELS = {
 }
 _SPARE = ('#F0E442', '#882255', '#44AA99', '#332288', '#999933')
 _BOUNDS = ('--', ':', '-.')
-_GREY = '#444444'
+_GRAY = '#444444'
 
 
 class Point(NamedTuple):
@@ -63,16 +63,16 @@ def draw_curves(path: Path, title: str, panels: list[Panel], xlabel: str, ylabel
         ax = axes[number // columns][number % columns]
         xs = sorted({point.x for points in panel.curves.values() for point in points})
         for name, points in panel.curves.items():
-            colour, mark = _style(name, names)
+            color, mark = _style(name, names)
             points = sorted(points)
             first = name.startswith('ours')
-            ax.plot([p.x for p in points], [p.median for p in points], color=colour, marker=mark,
+            ax.plot([p.x for p in points], [p.median for p in points], color=color, marker=mark,
                     markersize=5, linewidth=2.2 if first else 1.4, zorder=3 if first else 2,
                     label=LABELS.get(name, name))
             ax.fill_between([p.x for p in points], [p.low for p in points],
-                            [p.high for p in points], color=colour, alpha=0.2, linewidth=0)
+                            [p.high for p in points], color=color, alpha=0.2, linewidth=0)
         for (name, points), dash in zip(panel.bounds.items(), _BOUNDS, strict=False):
-            ax.plot(*zip(*sorted(points), strict=True), color=_GREY, linestyle=dash, linewidth=1.4,
+            ax.plot(*zip(*sorted(points), strict=True), color=_GRAY, linestyle=dash, linewidth=1.4,
                     label=name, zorder=1)
         ax.set(xscale='log', yscale='log', title=panel.title, xlabel=xlabel)
         if number % columns == 0:
@@ -93,14 +93,14 @@ def draw_marks(path: Path, title: str, labels: list[str], series: dict[str, list
     for y in range(len(labels)):
         ax.axhline(y, color='#DDDDDD', linewidth=0.8, zorder=0)
     for name, values in series.items():
-        colour, mark = _style(name, list(series))
+        color, mark = _style(name, list(series))
         pairs = [(value, y) for y, value in enumerate(values) if value is not None]
         if pairs:
-            ax.scatter(*zip(*pairs, strict=True), color=colour, marker=mark, s=46,
+            ax.scatter(*zip(*pairs, strict=True), color=color, marker=mark, s=46,
                        zorder=4 if name.startswith('ours') else 3, label=LABELS.get(name, name),
                        edgecolors='white', linewidths=0.6)
     for (name, values), mark in zip(bounds.items(), ('|', '2', '1'), strict=False):
-        ax.scatter(values, range(len(values)), color=_GREY, marker=mark, s=110, zorder=2,
+        ax.scatter(values, range(len(values)), color=_GRAY, marker=mark, s=110, zorder=2,
                    label=name)
     ax.set(xscale='log', xlabel=xlabel, yticks=range(len(labels)), yticklabels=labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
@@ -142,7 +142,7 @@ def draw_rows(path: Path, rows: list[dict], title: str | None = None) -> None:
     conditions = list(dict.fromkeys(case.condition for case in all_cases))
     if len(conditions) != 1:
         raise ValueError(
-            'a picture shows one condition; choose with --dtype, --mode, --weights among: '
+            'an image shows one condition; choose with --dtype, --mode, --weights among: '
             + ('; '.join(conditions) or 'none, as no row was timed'))
     title = title or f'Depth-wise convolution: {conditions[0]}'
     maps: dict[tuple, list] = {}

@@ -178,7 +178,7 @@ def prepare(name: str | None, threads: int | None) -> torch.device:
 
 
 def seconds_of(run: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock seconds of one call, synchronised."""
+    """Wall-clock seconds of one call, synchronized."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
     start = time.perf_counter()

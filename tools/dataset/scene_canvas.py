@@ -26,23 +26,23 @@ UNLABELLED = 0
 # Odd, so that every label pixel has one sample exactly in its middle.
 OVERSAMPLE = 3
 
-Colour = Sequence[float]
+Color = Sequence[float]
 Points = Sequence[tuple[float, float]]
 
 
 class Light(NamedTuple):
-    """Colours and direction of one kind of daylight.
+    """Colors and direction of one kind of daylight.
 
     Attributes:
-        zenith (Colour): RGB at the top of the sky.
-        horizon (Colour): RGB of the sky where it meets the ground.
-        tint (Colour): Factors by which the light scales every colour of the scene.
-        sun (Colour): RGB of the disc in the sky.
+        zenith (Color): RGB at the top of the sky.
+        horizon (Color): RGB of the sky where it meets the ground.
+        tint (Color): Factors by which the light scales every color of the scene.
+        sun (Color): RGB of the disc in the sky.
     """
-    zenith: Colour
-    horizon: Colour
-    tint: Colour
-    sun: Colour
+    zenith: Color
+    horizon: Color
+    tint: Color
+    sun: Color
 
 
 LIGHTS = (
@@ -78,21 +78,21 @@ class Canvas:
         grid = self.rng.uniform(-1, 1, shape).astype(np.float32)
         return cv2.resize(grid, (self.side, self.side), interpolation=cv2.INTER_LINEAR)
 
-    def fill(self, mask: np.ndarray, colour, label: int | None, box=None) -> None:
+    def fill(self, mask: np.ndarray, color, label: int | None, box=None) -> None:
         """Paint a mask.
 
         Args:
             mask (np.ndarray): Non-zero where to paint; covers ``box``.
-            colour (Colour | np.ndarray): One RGB colour, or a picture of the canvas's size.
+            color (Color | np.ndarray): One RGB color, or a picture of the canvas's size.
             label (int, optional): Label to write; None leaves the labels as they are.
             box (tuple, optional): ``(y0, y1, x0, x1)``; None for the whole canvas.
         """
         y0, y1, x0, x1 = box or (0, self.side, 0, self.side)
         inside = mask.astype(bool)
-        if isinstance(colour, np.ndarray) and colour.ndim == 3:
-            self.image[y0:y1, x0:x1][inside] = colour[y0:y1, x0:x1][inside]
+        if isinstance(color, np.ndarray) and color.ndim == 3:
+            self.image[y0:y1, x0:x1][inside] = color[y0:y1, x0:x1][inside]
         else:
-            self.image[y0:y1, x0:x1][inside] = np.asarray(colour, np.float32)
+            self.image[y0:y1, x0:x1][inside] = np.asarray(color, np.float32)
         if label is not None:
             self.label[y0:y1, x0:x1][inside] = label
 
@@ -107,22 +107,22 @@ class Canvas:
         cv2.fillPoly(mask, [(points - (x0, y0)).astype(np.int32)], 1)
         return mask, (y0, y1, x0, x1)
 
-    def polygon(self, points: Points, colour, label: int | None = None) -> None:
+    def polygon(self, points: Points, color, label: int | None = None) -> None:
         """Paint a polygon whose corners are in fractions of the picture's side."""
         corners = np.round(np.asarray(points, np.float64) * self.side).astype(np.int64)
         found = self._mask(corners)
         if found:
-            self.fill(found[0], colour, label, found[1])
+            self.fill(found[0], color, label, found[1])
 
-    def rectangle(self, x0, y0, x1, y1, colour, label: int | None = None) -> None:
+    def rectangle(self, x0, y0, x1, y1, color, label: int | None = None) -> None:
         """Paint an upright rectangle."""
-        self.polygon(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), colour, label)
+        self.polygon(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), color, label)
 
-    def ellipse(self, x, y, rx, ry, colour, label: int | None = None) -> None:
-        """Paint an upright ellipse with centre (x, y)."""
+    def ellipse(self, x, y, rx, ry, color, label: int | None = None) -> None:
+        """Paint an upright ellipse with center (x, y)."""
         angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
         self.polygon(
-            np.stack((x + rx * np.cos(angle), y + ry * np.sin(angle)), 1), colour, label)
+            np.stack((x + rx * np.cos(angle), y + ry * np.sin(angle)), 1), color, label)
 
     def shade(self, x, y, rx, ry, factor: float = 0.62) -> None:
         """Darken an ellipse without touching its labels: the shadow of what stands on it."""
@@ -141,10 +141,10 @@ class Canvas:
         return image, self.label[middle::OVERSAMPLE, middle::OVERSAMPLE].copy()
 
 
-def vary(rng: np.random.Generator, colour: Colour, amount: float = 14) -> np.ndarray:
-    """A colour near the given one: brightness and hue wander separately."""
+def vary(rng: np.random.Generator, color: Color, amount: float = 14) -> np.ndarray:
+    """A color near the given one: brightness and hue wander separately."""
     return np.clip(
-        np.asarray(colour, np.float32) + rng.uniform(-amount, amount)
+        np.asarray(color, np.float32) + rng.uniform(-amount, amount)
         + rng.uniform(-amount, amount, 3) * 0.5, 6, 250).astype(np.float32)
 
 
@@ -177,8 +177,8 @@ def grass_surface(canvas: Canvas) -> np.ndarray:
 
 def asphalt_surface(canvas: Canvas) -> np.ndarray:
     rng, n = canvas.rng, canvas.size
-    grey = vary(rng, choose(rng, ((84, 84, 90), (98, 96, 98), (72, 74, 82))), 8)
-    return grey + canvas.noise(n, n)[..., None] * 9 + canvas.noise(5, 8)[..., None] * 6
+    gray = vary(rng, choose(rng, ((84, 84, 90), (98, 96, 98), (72, 74, 82))), 8)
+    return gray + canvas.noise(n, n)[..., None] * 9 + canvas.noise(5, 8)[..., None] * 6
 
 
 def paving_surface(canvas: Canvas) -> np.ndarray:

@@ -40,14 +40,14 @@ def draw_tree(canvas: Canvas, x: float, y: float, height: float) -> None:
             canvas.polygon(((x, bottom), (x + half, bottom), (x, max(top, y - height))),
                            green * (0.66 + 0.12 * i), label)
         return
-    centre, spread = y - height * 0.66, height * 0.26
+    center, spread = y - height * 0.66, height * 0.26
     for _ in range(22):
         angle, reach = rng.uniform(0, 2 * np.pi), np.sqrt(rng.random())
         dx, dy = spread * reach * np.cos(angle), spread * reach * np.sin(angle)
         radius = height * rng.uniform(0.075, 0.14)
         # Leaves further up catch more light, which gives the crown its volume.
         lit = 0.86 - 0.30 * dy / spread + rng.uniform(-0.08, 0.08)
-        canvas.ellipse(x + dx, centre + dy, radius, radius * 0.9, np.clip(green * lit, 0, 255),
+        canvas.ellipse(x + dx, center + dy, radius, radius * 0.9, np.clip(green * lit, 0, 255),
                        label)
 
 
@@ -58,7 +58,7 @@ def draw_building(canvas: Canvas, x0: float, x1: float, y: float, height: float,
                                     (168, 88, 80), (232, 214, 176), (190, 132, 96))), 12)
     top, width = y - height, x1 - x0
     canvas.rectangle(x0, top, x1, y, wall, label)
-    # One flank in shade separates a house from its neighbour of the same colour.
+    # One flank in shade separates a house from its neighbor of the same color.
     canvas.rectangle(x1 - width * 0.1, top, x1, y, wall * 0.8, label)
     roof = vary(rng, choose(rng, ((120, 52, 44), (92, 66, 62), (134, 76, 52))), 10)
     if house:

@@ -1,4 +1,4 @@
-# ADE20K with crops of 640. As in the authors' files, the pictures are resized as for 512.
+# ADE20K with crops of 640. As in the authors' files, the images are resized as for 512.
 _base_ = './ade20k_512.py'
 crop_size = (640, 640)
 

@@ -1,4 +1,4 @@
-# Cityscapes, 19 classes (labelTrainIds), crop 512 x 1024, tested on whole pictures of 1024 x 2048.
+# Cityscapes, 19 classes (labelTrainIds), crop 512 x 1024, tested on whole images of 1024 x 2048.
 _base_ = './cityscapes_769.py'
 crop_size = (512, 1024)
 

@@ -1,4 +1,4 @@
-# Cityscapes, 19 classes (labelTrainIds), crop 769, tested on whole pictures of 1025 x 2049: sizes
+# Cityscapes, 19 classes (labelTrainIds), crop 769, tested on whole images of 1025 x 2049: sizes
 # of 8 * k + 1 suit align_corners=True.
 dataset_type = 'CityscapesDataset'
 data_root = 'data/cityscapes'

@@ -4,7 +4,7 @@
 dataset_type = 'ADE20KDataset'
 data_root = 'data/far_context'
 metainfo = dict(classes=('water', 'field', 'rock', 'sand'))
-crop_size = (192, 192)  # all of a picture
+crop_size = (192, 192)  # all of an image
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

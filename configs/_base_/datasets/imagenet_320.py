@@ -1,5 +1,5 @@
-# ImageNet-1K at 320 x 320: RandAugment m9 mstd0.5 inc1, random erasing 0.25. Normalised with
-# 127.5, as RepLKNet-XL is in pre-training. Tested on the centre of a picture whose shorter side is
+# ImageNet-1K at 320 x 320: RandAugment m9 mstd0.5 inc1, random erasing 0.25. Normalized with
+# 127.5, as RepLKNet-XL is in pre-training. Tested on the center of an image whose shorter side is
 # 365, the ratio of 256 to 224.
 dataset_type = 'ImageNet'
 data_root = 'data/imagenet'
@@ -9,7 +9,7 @@ data_preprocessor = dict(
     std=[127.5, 127.5, 127.5],
     to_rgb=True)
 
-# The pictures are BGR until the data preprocessor turns them round.
+# The images are BGR until the data preprocessor turns them round.
 bgr_mean = data_preprocessor['mean'][::-1]
 bgr_std = data_preprocessor['std'][::-1]
 

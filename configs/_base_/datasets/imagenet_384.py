@@ -1,5 +1,5 @@
 # ImageNet-1K at 384 x 384: RandAugment m9 mstd0.5 inc1, random erasing 0.25. Tested on the
-# whole picture, warped to the square.
+# whole image, warped to the square.
 dataset_type = 'ImageNet'
 data_root = 'data/imagenet'
 data_preprocessor = dict(
@@ -8,7 +8,7 @@ data_preprocessor = dict(
     std=[58.395, 57.12, 57.375],
     to_rgb=True)
 
-# The pictures are BGR until the data preprocessor turns them round.
+# The images are BGR until the data preprocessor turns them round.
 bgr_mean = data_preprocessor['mean'][::-1]
 bgr_std = data_preprocessor['std'][::-1]
 

@@ -11,7 +11,7 @@ crop_size = (128, 128)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    # Leaves the drawn scenes as they are and shrinks the pictures of ADE20K. No further distortion:
+    # Leaves the drawn scenes as they are and shrinks the images of ADE20K. No further distortion:
     # the drawing varies size and light already, and a run of minutes has no time to overfit.
     dict(type='Resize', scale=(512, 128), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size),

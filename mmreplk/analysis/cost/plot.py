@@ -6,7 +6,7 @@ from .latency import ModelLatency
 from .profiling import DEPTHWISE, OTHER, POINTWISE, REST, TIME_KINDS
 from .report import shares_of
 
-# Dark to light in the order of the bars, so that they tell apart in grey too.
+# Dark to light in the order of the bars, so that they tell apart in gray too.
 _COLORS = {DEPTHWISE: '#1f4e79', POINTWISE: '#4f9d9a', OTHER: '#b9d7b1', REST: '#e4e4e4'}
 _NAMES = {DEPTHWISE: 'depth-wise convolutions', POINTWISE: '1x1 convolutions',
           OTHER: 'other convolutions and matrix products',

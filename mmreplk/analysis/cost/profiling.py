@@ -27,7 +27,7 @@ def conv_kind(weight_shape, groups: int) -> str:
 
     Returns:
         str: ``'depth-wise'`` if each output channel sees one of several input channels, ``'1x1'``
-        of a dense one without neighbours, else ``'other'``.
+        of a dense one without neighbors, else ``'other'``.
     """
     if groups > 1 and weight_shape[1] == 1:
         return DEPTHWISE

@@ -1,15 +1,16 @@
-"""Effective receptive field (ERF): which pixels the centre of a feature map really depends on.
+"""Effective receptive field (ERF): which pixels the center of a feature map really depends on.
 
 The method is that of the RepLKNet paper (arXiv 2203.06717, section on effective receptive fields).
 For images ``I`` (N, 3, H, W) and their feature maps ``M`` (N, C, h, w), the contribution of a pixel
-is the positive part of the gradient of the map's centre, summed over images and channels::
+is the positive part of the gradient of the map's center, summed over images and channels::
 
     S[y, x] = sum over n, k of  max(0, d/dI[n, k, y, x] sum over c of ReLU(M[n, c, h//2, w//2]))
     A = log10(S + 1), divided by its maximum
 
-``r(t)`` is the area of the smallest centred square that holds more than a share ``t`` of the total,
-over the area of the image. The paper and its published figures take the total of the scores ``A``;
-of ``S`` itself it depends less on the scale of the gradients. Every function here takes either.
+``r(t)`` is the area of the smallest centered square that holds more than a share ``t`` of the
+total, over the area of the image. The paper and its published figures take the total of the scores
+``A``; of ``S`` itself it depends less on the scale of the gradients. Every function here takes
+either.
 
 With random weights all this measures the initialization, not what a network has learnt.
 
@@ -28,7 +29,7 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 class CenteredSquare(NamedTuple):
-    """The smallest centred square with a given share of the contributions.
+    """The smallest centered square with a given share of the contributions.
 
     Attributes:
         side (int): Its side in pixels.
@@ -39,12 +40,12 @@ class CenteredSquare(NamedTuple):
 
 
 def center_point(height: int, width: int) -> tuple[int, int]:
-    """The element that stands for the centre of a map.
+    """The element that stands for the center of a map.
 
     It is ``(height // 2, width // 2)``: the middle of an odd map, and of an even one the first
-    element behind the middle, as in the authors' evaluation. Images have their centre in the same
+    element behind the middle, as in the authors' evaluation. Images have their center in the same
     place. Behind convolutions of odd kernels with padding K // 2, the element i of a map of stride
-    s looks at the pixel s * i, so that the centre of an even map looks at the image's centre, and
+    s looks at the pixel s * i, so that the center of an even map looks at the image's center, and
     that of an odd one half a stride above and to the left of it. Patches without overlap look
     (s - 1) / 2 further down and right.
 
@@ -59,7 +60,7 @@ def center_point(height: int, width: int) -> tuple[int, int]:
 
 
 def input_contribution(forward: Forward, images: torch.Tensor) -> torch.Tensor:
-    """What every pixel contributes to the centre of the feature map, summed over the batch.
+    """What every pixel contributes to the center of the feature map, summed over the batch.
 
     Parameters get no gradient. The network should be in evaluation mode, so that the images of a
     batch do not depend on one another and nothing is dropped.
@@ -219,6 +220,6 @@ def _checked(matrix: np.ndarray) -> np.ndarray:
     if not np.isfinite(matrix).all() or (matrix < 0).any():
         raise ValueError('contributions must be finite and not negative')
     if not matrix.any():
-        raise ValueError('no pixel contributes: the centre of the feature map is never positive, '
+        raise ValueError('no pixel contributes: the center of the feature map is never positive, '
                          'or does not grow with any pixel')
     return matrix

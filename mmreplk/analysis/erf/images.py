@@ -15,14 +15,14 @@ class FolderImages:
     """Images of a folder, resized to squares without regard to their shape, as in the paper.
 
     Of more images than are wanted, every n-th in the order of their names is taken, so that class
-    folders are all represented. For a network whose images are no colour images, see
+    folders are all represented. For a network whose images are no color images, see
     :meth:`for_channels`.
 
     Args:
         folder (str): Searched with its subfolders.
         count (int): The largest number of images.
         size (int): Side of the squares in pixels.
-        channels (int): Channels of the images. Defaults to 3, colours.
+        channels (int): Channels of the images. Defaults to 3, colors.
 
     Attributes:
         paths (list[str]): The images.
@@ -55,7 +55,7 @@ class FolderImages:
     def for_channels(self, channels: int) -> 'FolderImages':
         """The images of the folder for a network whose images have so many channels.
 
-        Three are red, green and blue; one is grey. Others come from arrays (H, W, channels) of
+        Three are red, green and blue; one is gray. Others come from arrays (H, W, channels) of
         numbers, files of NumPy (.npy) in the network's order of channels, or from images that
         have as many.
 
@@ -77,7 +77,7 @@ class FolderImages:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield (size, size, channels): RGB or grey, uint8, or what arrays hold, float32."""
+        """Yield (size, size, channels): RGB or gray, uint8, or what arrays hold, float32."""
         for path in self.paths:
             yield _read(path, self.size, self.channels)
 
@@ -123,7 +123,7 @@ class GeneratedImages:
     Args:
         count (int): How many; the same ones every time.
         size (int): Their side in pixels.
-        channels (int): Their channels. Defaults to 3, colours.
+        channels (int): Their channels. Defaults to 3, colors.
     """
 
     def __init__(self, count: int, size: int, channels: int = COLORS):
@@ -153,7 +153,7 @@ def generate_image(seed: int, size: int, channels: int = COLORS) -> np.ndarray:
     Args:
         seed (int): Which.
         size (int): Its side in pixels.
-        channels (int): Its channels. Defaults to 3, colours.
+        channels (int): Its channels. Defaults to 3, colors.
 
     Returns:
         np.ndarray: (size, size, channels), uint8.
@@ -161,7 +161,7 @@ def generate_image(seed: int, size: int, channels: int = COLORS) -> np.ndarray:
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
     frequency[0, 0] = np.inf  # the mean is set below
-    # Colours differ less than brightness does.
+    # Colors differ less than brightness does.
     noise = rng.standard_normal((1, size, size)) + 0.3 * rng.standard_normal(
         (channels, size, size))
     waves = np.fft.irfft2(np.fft.rfft2(noise) / frequency, s=(size, size))

@@ -62,7 +62,7 @@ class ErfModel:
         std (tuple[float, ...]): What the difference is divided by.
         bgr (bool): Whether the network takes blue first.
         prefix (str): Of the network's modules, where it is a part of a model.
-        channels (int): Of its images. Defaults to 3, colours.
+        channels (int): Of its images. Defaults to 3, colors.
     """
     network: nn.Module
     forward: Callable[[torch.Tensor], torch.Tensor]
@@ -129,8 +129,8 @@ class ErfModel:
         Returns:
             Tensor: (1, channels, H, W), in the dtype of the network's weights.
         """
-        colours = image.shape[-1] == 3
-        pixels = image[..., ::-1] if self.bgr and colours else image
+        colors = image.shape[-1] == 3
+        pixels = image[..., ::-1] if self.bgr and colors else image
         mean, std = (np.resize(np.float32(value), image.shape[-1])
                      for value in (self.mean, self.std))
         pixels = (pixels.astype(np.float32) - mean) / std
@@ -287,7 +287,7 @@ def _open_config(spec: ModelSpec, pretrained: bool, cfg_options: dict | None) ->
 
 
 def _channels(network: nn.Module) -> int:
-    """Channels of a network's images: its first convolution's; colours if it has none."""
+    """Channels of a network's images: its first convolution's; colors if it has none."""
     return next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), 3)
 
 

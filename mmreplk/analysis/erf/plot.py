@@ -10,7 +10,7 @@ _SCORES = r'$A = \log_{10}(S + 1)$, relative to its maximum'
 
 
 def draw_heat_maps(results: list[ErfResult], path: str) -> None:
-    """Draw the scores of one network, or of several side by side with one colour bar.
+    """Draw the scores of one network, or of several side by side with one color bar.
 
     Args:
         results (list[ErfResult]): At least one.

@@ -70,7 +70,7 @@ def check_models(specs: list[ModelSpec], size: int, pretrained: bool = False,
             that networks take them. Defaults to None.
 
     Returns:
-        list[str]: A line if there are random weights, and for each network that takes no colour
+        list[str]: A line if there are random weights, and for each network that takes no color
         images one about the images for it.
 
     Raises:
@@ -103,7 +103,7 @@ def check_models(specs: list[ModelSpec], size: int, pretrained: bool = False,
 
 def _fit(spec: ModelSpec, model: ErfModel, pictures: FolderImages | GeneratedImages
          ) -> tuple[FolderImages | GeneratedImages, list[str]]:
-    """The images with as many channels as a network takes, and a line if it takes no colours."""
+    """The images with as many channels as a network takes, and a line if it takes no colors."""
     try:
         fitting = pictures.for_channels(model.channels)
     except ValueError as error:

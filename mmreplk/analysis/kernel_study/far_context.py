@@ -62,8 +62,8 @@ def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.n
         shade = rng.uniform(-10, 10)  # islands differ, their names have no part in it
         image[island] = surface[island] + shade
         cover = np.clip(_LANDMARK_RADIUS + 0.5 - away, 0, 1)[..., None]
-        colour = np.float32(_LANDMARKS[land]) + rng.uniform(-12, 12, 3)
-        image = image * (1 - cover) + cover * (colour + 8 * _noise(rng, 0.6)[..., None])
+        color = np.float32(_LANDMARKS[land]) + rng.uniform(-12, 12, 3)
+        image = image * (1 - cover) + cover * (color + 8 * _noise(rng, 0.6)[..., None])
         labels[island] = CLASS_IDS[land]
         distances[island] = np.minimum(np.round(away[island]), NO_DISTANCE - 1)
         reach = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * _STRAIT + 1, ) * 2)
@@ -94,8 +94,8 @@ def _island(rng: np.random.Generator) -> np.ndarray:
     for waves in range(2, 6):
         outline += rng.uniform(0, 0.32 / waves) * np.cos(waves * angles + rng.uniform(0, 2 * np.pi))
     radius = rng.uniform(*_RADII) * outline
-    centre = rng.uniform(_RADII[0] * 0.7, SIZE - _RADII[0] * 0.7, 2)
-    points = centre + radius[:, None] * np.stack((np.cos(angles), np.sin(angles)), 1)
+    center = rng.uniform(_RADII[0] * 0.7, SIZE - _RADII[0] * 0.7, 2)
+    points = center + radius[:, None] * np.stack((np.cos(angles), np.sin(angles)), 1)
     mask = np.zeros((SIZE, SIZE), np.uint8)
     cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 1)
     return mask.astype(bool)

@@ -35,15 +35,15 @@ def draw_study(study: KernelStudy, results: list[RunResult],
     """
     groups = by_kernel(results)
     middle = {kernel: middle_run(group) for kernel, group in groups.items()}
-    colours = _colours(list(groups))
+    colors = _colors(list(groups))
     columns = max(len(groups), 2)
     heights = (7.2 / (columns + 2) + 0.15, 2.5, 7.0 / columns + 0.25)  # inches
     figure = new_figure(7.2, sum(heights))
     rows = figure.subfigures(3, 1, height_ratios=heights, hspace=0.02)
     _draw_example(rows[0], study, middle)
     left, right = rows[1].subplots(1, 2)
-    _draw_scores(left, study, groups, colours)
-    _draw_distances(right, groups, colours)
+    _draw_scores(left, study, groups, colors)
+    _draw_distances(right, groups, colors)
     _draw_fields(rows[2], middle)
     for row, x, letter in ((0, 0, 'a'), (1, 0, 'b'), (1, 0.5, 'c'), (2, 0, 'd')):
         rows[row].text(x + 0.002, 0.995, letter, ha='left', va='top', fontsize=10,
@@ -51,7 +51,7 @@ def draw_study(study: KernelStudy, results: list[RunResult],
     figure.savefig(path)
 
 
-def _colours(kernels: list[int]) -> dict:
+def _colors(kernels: list[int]) -> dict:
     from matplotlib import colormaps
     shades = np.linspace(0.08, 0.85, len(kernels)) if len(kernels) > 1 else [0.4]
     return dict(zip(kernels, colormaps['viridis'](shades), strict=True))
@@ -104,7 +104,7 @@ def _level(ax, value: float, text: str) -> None:
                 textcoords='offset points', fontsize=6.5, color='#666666', va='bottom')
 
 
-def _draw_scores(ax, study: KernelStudy, groups: dict, colours: dict) -> None:
+def _draw_scores(ax, study: KernelStudy, groups: dict, colors: dict) -> None:
     kernels = list(groups)
     means, deviations = np.array([mean_and_spread(r.miou for r in group)
                                   for group in groups.values()]).T
@@ -112,7 +112,7 @@ def _draw_scores(ax, study: KernelStudy, groups: dict, colours: dict) -> None:
                     linewidth=0)
     ax.plot(kernels, means, color='#444444', linewidth=1, label='mean, standard deviation')
     for kernel, group in groups.items():
-        ax.plot([kernel] * len(group), [r.miou for r in group], 'o', color=colours[kernel],
+        ax.plot([kernel] * len(group), [r.miou for r in group], 'o', color=colors[kernel],
                 markersize=4.5, markeredgecolor='white', markeredgewidth=0.4, zorder=3,
                 label='one network' if kernel == kernels[-1] else None)
     chance = blind_miou(study.data)
@@ -127,16 +127,16 @@ def _draw_scores(ax, study: KernelStudy, groups: dict, colours: dict) -> None:
     _style(ax)
 
 
-def _draw_distances(ax, groups: dict, colours: dict) -> None:
+def _draw_distances(ax, groups: dict, colors: dict) -> None:
     at = np.asarray(EDGES) + BIN / 2
     for kernel, group in groups.items():
         values = 100 * np.array([result.accuracy for result in group])
         values[:, group[0].pixels == 0] = np.nan
         mean = values.mean(0)
         deviation = values.std(0, ddof=1) if len(group) > 1 else 0 * mean
-        ax.fill_between(at, mean - deviation, mean + deviation, color=colours[kernel], alpha=0.2,
+        ax.fill_between(at, mean - deviation, mean + deviation, color=colors[kernel], alpha=0.2,
                         linewidth=0)
-        ax.plot(at, mean, 'o-', color=colours[kernel], markersize=3, linewidth=1.2,
+        ax.plot(at, mean, 'o-', color=colors[kernel], markersize=3, linewidth=1.2,
                 label=_size(kernel))
     _level(ax, 100 / len(LANDS), 'by chance')
     ax.set_ylim(25, 102)

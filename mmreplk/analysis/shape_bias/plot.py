@@ -19,16 +19,16 @@ def draw_shape_bias(found: dict[str, Decisions], path: str) -> None:
     ax = figure.add_subplot()
     palette = colormaps['tab10'].colors
     for index, (name, decisions) in enumerate(found.items()):
-        colour, marker = palette[index % 10], _MARKERS[index % len(_MARKERS)]
+        color, marker = palette[index % 10], _MARKERS[index % len(_MARKERS)]
         points = [(counts.bias, categories.index(category))
                   for category, counts in decisions.categories.items() if counts.bias is not None]
         overall = decisions.overall.bias
         label = name if overall is None else f'{name} ({100 * overall:.1f}%)'
-        ax.plot(*zip(*points, strict=True) if points else ([], []), marker, color=colour,
+        ax.plot(*zip(*points, strict=True) if points else ([], []), marker, color=color,
                 markersize=5, markeredgecolor='white', markeredgewidth=0.4, label=label,
                 clip_on=False, zorder=3)
         if overall is not None:
-            ax.axvline(overall, color=colour, linewidth=1.2, alpha=0.8, zorder=2)
+            ax.axvline(overall, color=color, linewidth=1.2, alpha=0.8, zorder=2)
     ax.set(xlim=(0, 1), ylim=(len(categories) - 0.5, -0.5))
     ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
     ax.set_xticks(ticks, [f'{100 * tick:.0f}' for tick in ticks], fontsize=7)

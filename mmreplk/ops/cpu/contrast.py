@@ -40,7 +40,7 @@ def backward_cells(problem: Problem, tiles: Tiles) -> tuple[int, int]:
 
 @cached
 def worth(problem: Problem, lanes: int) -> int:
-    """How many products of spectra take as long as the direct sums of the same planes, times 1024.
+    """How many FFT convolutions take as long as the direct sums of the same planes, times 1024.
 
     It depends on one plane alone, so that results do not depend on how many there are.
     """

@@ -167,7 +167,7 @@ def part_of_spectrum(spectrum: Tensor, problem: Problem, outputs: slice) -> Tens
 
 def fft_forward(x: Tensor, spectrum: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
                 isa: int = -1) -> Tensor:
-    """The convolution as a product of spectra; the weights serve where x holds NaN or Inf."""
+    """The convolution as an FFT convolution; the weights serve where x holds NaN or Inf."""
     call = _call(problem, isa)
     out = _room(*call.out_shape, memory_format=call.out_format)
     left = torch.zeros(problem.batch, problem.out_channels, *call.tiles.grid(problem.out_size),
@@ -254,7 +254,7 @@ def _direct_planes(x: Tensor, weight: Tensor, bias: Tensor | None, one: Problem,
 
 
 def fft_weight_grad(x: Tensor, grad: Tensor, problem: Problem, isa: int = -1) -> Tensor:
-    """The gradient of the weights as a product of spectra, ``(C * M, 1, Kh, Kw)``."""
+    """The gradient of the weights as an FFT convolution, ``(C * M, 1, Kh, Kw)``."""
     call = _call(problem, isa)
     out = _room(problem.out_channels, 1, *problem.kernel)
     doubt = _room(problem.out_channels)
@@ -330,7 +330,7 @@ def fft_supports(problem: Problem) -> tuple[bool, str]:
     """Whether the FFT can serve, and why not."""
     if fft_tiles(problem, lanes()) is None:
         return False, f'an FFT tile for kernels of reach {problem.reach} takes too much memory'
-    return True, 'a product of spectra'
+    return True, 'an FFT convolution'
 
 
 @cached

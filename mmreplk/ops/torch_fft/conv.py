@@ -1,4 +1,4 @@
-"""A product of spectra with ``torch.fft``, at the shortest sufficient length.
+"""An FFT convolution with ``torch.fft``, at the shortest sufficient length.
 
 Along one axis, tap ``u`` reads at a distance ``s = dilation * u - before`` from its output. Taps
 whose distance lies outside of ``-(O-1) .. H-1`` meet no point of a map of size H with O outputs and
@@ -91,7 +91,7 @@ def supports(problem: Problem) -> tuple[bool, str]:
         return False, f'the FFT product was not tried on {problem.device!r} devices'
     if 3 * plane_bytes(problem) > WORKSPACE:
         return False, 'the spectrum of a single plane exceeds the workspace'
-    return True, 'a product of spectra'
+    return True, 'an FFT convolution'
 
 
 def spectrum_of_weight(weight: Tensor, problem: Problem) -> Tensor:

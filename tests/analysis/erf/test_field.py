@@ -46,7 +46,7 @@ def profile(kernel_sizes, strides, size) -> np.ndarray:
         box[::step] = 1 / kernel
         line, step = np.convolve(line, box), step * stride
     out = np.zeros(size)
-    # All strides divide the size, so that the map's centre looks at the image's.
+    # All strides divide the size, so that the map's center looks at the image's.
     start = size // 2 - len(line) // 2
     out[start:start + len(line)] = line
     return out

@@ -106,8 +106,8 @@ def test_resnet_of_both_zoos(source, tmp_path):
     torch.testing.assert_close(model.features(image), maps)
     assert model.weights == path
     # ImageNet's mean and deviation.
-    grey = model.prepare(np.full((1, 1, 3), 255, np.uint8), 'cpu').flatten()
-    torch.testing.assert_close(grey, (1 - torch.tensor([.485, .456, .406]))
+    gray = model.prepare(np.full((1, 1, 3), 255, np.uint8), 'cpu').flatten()
+    torch.testing.assert_close(gray, (1 - torch.tensor([.485, .456, .406]))
                                / torch.tensor([.229, .224, .225]))
     layer2 = open_model(ModelSpec(source, path, 'layer2'), 64).features(image)
     assert layer2.shape == (1, 128, 8, 8)
@@ -227,7 +227,7 @@ def test_pictures_with_as_many_channels_as_a_network_takes(tmp_path):
     assert whole.dtype == np.float32
     with pytest.raises(ValueError, match='has 5 channels, but the network takes images of 3'):
         FolderImages(str(tmp_path), 2, 8).for_channels(3)
-    # Beside pictures: those for colours, arrays for others.
+    # Beside pictures: those for colors, arrays for others.
     Image.fromarray(arrays[0, ..., :3].astype(np.uint8)).save(tmp_path / 'a.png')
     images = FolderImages(str(tmp_path), 9, 8)
     assert [image.shape for image in images] == [(8, 8, 3)]

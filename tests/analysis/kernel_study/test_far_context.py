@@ -38,7 +38,7 @@ def test_a_picture(seed):
 @pytest.mark.parametrize('seed', SEEDS)
 def test_every_island_has_one_name_and_one_landmark_of_that_name(seed):
     image, labels, distances = draw(seed)
-    colours = np.float32([far_context._LANDMARKS[land] for land in LANDS])
+    colors = np.float32([far_context._LANDMARKS[land] for land in LANDS])
     found = islands(labels)
     assert found
     for island in found:
@@ -46,8 +46,8 @@ def test_every_island_has_one_name_and_one_landmark_of_that_name(seed):
         (row, column), = np.argwhere(island & (distances == 0))
         away = np.hypot(*(np.indices(labels.shape) - np.reshape((row, column), (2, 1, 1))))
         np.testing.assert_allclose(distances[island], away[island], atol=0.51)
-        colour = image[island & (distances < 4)].mean(0)
-        nearest = LANDS[np.abs(colours - colour).sum(1).argmin()]
+        color = image[island & (distances < 4)].mean(0)
+        nearest = LANDS[np.abs(colors - color).sum(1).argmin()]
         assert CLASS_IDS[nearest] == name
 
 

@@ -381,14 +381,14 @@ def test_the_figure_shows_predictions_and_scores(finished, tmp_path):
 def test_the_axes_show_the_numbers(finished):
     study, results = finished
     groups = kernel_study_plot.by_kernel(results)
-    colours = kernel_study_plot._colours(list(groups))
+    colors = kernel_study_plot._colors(list(groups))
     figure = kernel_study_plot.new_figure(7, 3)
     left, right = figure.subplots(1, 2)
-    kernel_study_plot._draw_scores(left, study, groups, colours)
+    kernel_study_plot._draw_scores(left, study, groups, colors)
     points = sorted(tuple(point) for line in left.lines if line.get_marker() == 'o'
                     for point in line.get_xydata())
     assert points == [(3, 50), (3, 52), (31, 81.25), (31, 85.25)]
     assert left.get_ylim()[0] < min(50, blind_miou(study.data))
-    kernel_study_plot._draw_distances(right, groups, colours)
+    kernel_study_plot._draw_distances(right, groups, colors)
     curves = [line.get_ydata() for line in right.lines if line.get_marker() == 'o']
     np.testing.assert_allclose(curves, [[40] * len(EDGES), [90] * len(EDGES)])

@@ -183,22 +183,22 @@ class TestStart:
         model.init_weights()
         assert torch.equal(output(model), output(enlarged[0]))
 
-    def test_from_an_enlarged_one_for_colours(self, tmp_path, randomize_norms):
+    def test_from_an_enlarged_one_for_colors(self, tmp_path, randomize_norms):
         backbone = dict(type='mmpretrain.ConvNeXt', arch=dict(depths=[1, 1], channels=[8, 12]),
                         out_indices=(0, 1))
-        colour = randomize_norms(build(backbone=backbone, kernel_size=9))
-        file = tmp_path / 'colour.pth'
+        color = randomize_norms(build(backbone=backbone, kernel_size=9))
+        file = tmp_path / 'color.pth'
         torch.save(dict(state_dict={f'backbone.{name}': value
-                                    for name, value in colour.state_dict().items()}), file)
+                                    for name, value in color.state_dict().items()}), file)
         start = dict(type='Pretrained', checkpoint=str(file))
         six = config(backbone=dict(backbone, in_channels=6), kernel_size=9)
         with pytest.raises(ValueError, match="the network for 6: in_channels='adapt'"):
             MODELS.build(dict(six, init_cfg=start)).init_weights()
         model = MODELS.build(dict(six, init_cfg=dict(start, in_channels='adapt')))
         model.init_weights()
-        # The same in both halves is what the colours are.
+        # The same in both halves is what the colors are.
         first = 'backbone.downsample_layers.0.0.weight'
-        own, old = model.state_dict(), colour.state_dict()
+        own, old = model.state_dict(), color.state_dict()
         assert torch.equal(own[first], torch.cat([old[first]] * 2, 1) / 2)
         assert all(torch.equal(own[name], old[name]) for name in own.keys() - {first})
 

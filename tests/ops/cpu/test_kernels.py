@@ -63,7 +63,7 @@ def reference(x, weight, bias, problem):
                   groups=problem.channels)
 
 
-# The product of spectra, and the direct sum with channels or with pixels of a row in the lanes.
+# The FFT convolution, and the direct sum with channels or with pixels of a row in the lanes.
 KINDS = ['fft', 'lanes', 'rows']
 FORWARD = dict(fft=native._FFT_FORWARD, lanes=native._LANES_FORWARD, rows=native._ROWS_FORWARD)
 WEIGHT_GRAD = dict(fft=native._FFT_WEIGHT_GRAD, lanes=native._LANES_WEIGHT_GRAD,

@@ -1,4 +1,4 @@
-"""The product of spectra with torch.fft, and the whole operator where no kernels were compiled."""
+"""The FFT convolution with torch.fft, and the whole operator where no kernels were compiled."""
 
 import pytest
 import torch
@@ -153,7 +153,7 @@ def test_blocks_cover_everything_once_within_the_workspace(monkeypatch):
 
 
 def test_what_it_cannot_serve():
-    assert fft.supports(make()) == (True, 'a product of spectra')
+    assert fft.supports(make()) == (True, 'an FFT convolution')
     for change, word in ((dict(stride=(2, 1)), 'stride 1'), (dict(device='xpu'), 'xpu'),
                          (dict(dtype=torch.complex64), 'complex64'),
                          (dict(size=(3000, 3000)), 'workspace')):

@@ -245,7 +245,7 @@ static void lanes_grad_run(const struct work *k, int64_t item, void *scratch) {
   int64_t from = item % p.parts * p.part_rows, to = min64(from + p.part_rows, g->kernel_h);
   float *sums = scratch, *gy = sums + p.part_rows * g->kernel_w * VF, *x = gy + p.g_tap * p.tile_w;
   clear(sums, p.part_rows * g->kernel_w * VF);
-  // Dilated taps are not neighbours in x: one column at a time.
+  // Dilated taps are not neighbors in x: one column at a time.
   int columns = g->dil_w > 1 ? 1 : block_columns(min64(g->kernel_w, 64), g->left, 1, g->width,
                                                  g->out_w, min64(ROWS, to - from), COLUMNS);
   for (int64_t tile = 0; tile < g->batch * p.phases * p.down * p.across; tile++) {

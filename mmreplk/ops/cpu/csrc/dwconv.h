@@ -21,7 +21,7 @@ struct geometry {
   // FFT kernels, see fft_guard.inc.c: the cells of a tile's input and, for FFT_BACKWARD, of its output
   // gradient. 0: none are needed, each output sees all of a tile; -1: none serve.
   int64_t cell_h, cell_w, back_h, back_w;
-  int64_t worth;  // FFT_FORWARD: the time of direct sums in that of products of spectra, in parts of 1024
+  int64_t worth;  // FFT_FORWARD: the time of direct sums in that of FFT convolutions, in parts of 1024
 };
 
 struct work {

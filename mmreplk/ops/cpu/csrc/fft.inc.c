@@ -1,4 +1,4 @@
-// The convolution as a product of spectra, fused: a tile of VF channels is transformed, multiplied
+// The convolution as an FFT convolution, fused: a tile of VF channels is transformed, multiplied
 // and transformed back while it is in the cache.
 //
 // A tile is a rectangle of outputs. Output o of a tile that begins at a stands at point o - a of the

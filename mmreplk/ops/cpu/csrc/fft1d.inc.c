@@ -5,7 +5,7 @@
 // plain[], leave frequency k at plan->place[k]. The inverse decimates in time and takes that order:
 // plain[] first, then dit[] in the opposite order, with the pointers to real and imaginary parts
 // exchanged, which conjugates (exchanging them is i * conj(z), and so is undone by doing it again).
-// Nothing is ever put in order in between, since products of spectra go point by point.
+// Nothing is ever put in order in between, since spectra are multiplied point by point.
 
 enum { POINT = 2 * VF };  // floats of a point
 

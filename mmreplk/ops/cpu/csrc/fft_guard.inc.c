@@ -1,4 +1,4 @@
-// Small outputs beside huge inputs. A product of spectra errs by as much at every output of a tile, in
+// Small outputs beside huge inputs. An FFT convolution errs by as much at every output of a tile, in
 // proportion to the root of the sum of all squares of its inputs; a direct sum errs in proportion to the
 // inputs that the output sees. The two agree, but for a factor of CONTRAST, where every output sees at
 // least one input above that root divided by CONTRAST. Outputs that do not, which fft.inc.c computes again

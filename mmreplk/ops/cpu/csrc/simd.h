@@ -95,7 +95,7 @@ INLINE float sum_lanes(vf v) {
 #endif
 
 // Transposes VF vectors of VF lanes in registers. Each stage is one shuffle a vector, of a kind
-// that every instruction set has: neighbours are interleaved inside groups of 4 lanes, then the
+// that every instruction set has: neighbors are interleaved inside groups of 4 lanes, then the
 // groups are exchanged.
 INLINE void transpose(vf r[VF]) {
   vf t[VF];
