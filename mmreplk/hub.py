@@ -95,5 +95,5 @@ def get_model(cfg_path: str, pretrained: bool = False, **kwargs) -> nn.Module:
         except ValueError as error:
             raise ValueError(f'{cfg_path}: {cfg.model_path!r} {error}.') from error
         load_state_dict(model, state_for_mmengine(checkpoint))
-        model._is_init = True  # MMEngine's mark for weights that a Runner must not draw again
+        model.is_init = True  # MMEngine's mark for weights that a Runner must not draw again
     return model

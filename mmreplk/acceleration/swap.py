@@ -8,6 +8,9 @@ module itself, so that a copy of a network can be put back as well.
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ..models.plain import has_hooks
+from ..ops.torch_internals import parameters_of
+
 _ORIGIN = '_accelerated_from'
 # Names with which an instance stands in for what its class does.
 _OWN = ('forward', '_conv_forward', '__call__', '_call_impl', '_slow_forward')
@@ -49,12 +52,12 @@ def why_not(module: nn.Module) -> str | None:
     """What somebody has done to a module that another class could upset; None for nothing."""
     if parametrize.is_parametrized(module):
         return 'has parametrizations'
-    if any(vars(module).get(name) for name in (
-            '_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')):
+    if has_hooks(module):
         return 'has hooks'
     if any(name in vars(module) for name in _OWN) or vars(module).get('_compiled_call_impl'):
         return 'has a forward of its own'
-    if any(not isinstance(p, nn.Parameter) for p in module._parameters.values() if p is not None):
+    if any(not isinstance(parameter, nn.Parameter)
+           for parameter in parameters_of(module).values() if parameter is not None):
         return 'has weights that are no parameters'
     return None
 

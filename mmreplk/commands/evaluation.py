@@ -39,7 +39,8 @@ def name_as_test(cfg: Config) -> None:
         cfg (Config): The full config, changed in place.
     """
     stem, suffix = osp.splitext(cfg.filename)
-    # Config passes attributes on to its dictionary, except in this way, which its own code uses.
+    # Config passes attributes on to its dictionary, except in this way, which its own code uses
+    # (tried with mmengine 0.10.7 and onedl-mmengine 0.10.12).
     object.__setattr__(cfg, '_filename', f'{stem}_test{suffix}')
 
 

@@ -174,7 +174,8 @@ def describe_input(model: nn.Module) -> dict[str, str]:
     preprocessor = model.data_preprocessor
     if not hasattr(preprocessor, 'mean'):
         return dict(mean='[]', std='[]')
-    # The names differ between the codebases.
+    # The names differ between the codebases; MMSegmentation's and MMDetection's is private. Tried
+    # with the versions of requirements/.
     converts = getattr(preprocessor, 'channel_conversion',
                        getattr(preprocessor, '_channel_conversion', False))
     return dict(

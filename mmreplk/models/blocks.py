@@ -4,10 +4,10 @@ import contextlib
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from ..ops.symbolic import is_symbolic
+from ..ops.torch_internals import NormBase
 from .drop_path import DropPath
 from .layers import activation_layer, conv_bn, norm_layer
 from .reparam import ReparamLargeKernelConv
@@ -158,7 +158,7 @@ def _running_stats_kept(layer: nn.Module):
 
     A checkpointed layer runs twice a step; without this its running statistics would move twice.
     """
-    norms = [m for m in layer.modules() if isinstance(m, _NormBase) and m.training]
+    norms = [m for m in layer.modules() if isinstance(m, NormBase) and m.training]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         # Not track_running_stats=False: autograd saves the running tensors, and the recomputation

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from ..ops import LargeKernelDWConv2d
+from ..ops.torch_internals import children_of, mode_padding
 from .layers import check_conv, check_foldable, check_norm, fuse_conv_bn
 from .plain import check_computes, value_of
 
@@ -22,7 +23,7 @@ class Branch:
 
     def __init__(self, layers: nn.Module, name: str):
         check_computes(layers, (nn.Sequential.forward, ), name)
-        names = list(layers._modules)
+        names = list(children_of(layers))
         if names not in (['conv', 'bn'], ['crop', 'conv', 'bn']):
             raise TypeError(f'cannot merge {name}: it holds {", ".join(names)}, not conv and bn. '
                             'Merge the network before you add layers')
@@ -87,7 +88,7 @@ class Branch:
             conv.dilation, conv.groups, padding_mode=conv.padding_mode, device='meta',
             backend=getattr(conv, 'backend', 'auto'))
         # How far the modes other than zeros pad was settled when the layer was built.
-        new._reversed_padding_repeated_twice = list(conv._reversed_padding_repeated_twice)
+        mode_padding(new)[:] = mode_padding(conv)
         trained = any(parameter.requires_grad for parameter in conv.parameters())
         new.weight, new.bias = (nn.Parameter(value, requires_grad=trained)
                                 for value in (weight, bias))
@@ -97,7 +98,7 @@ class Branch:
         """By how much the feature map is padded before and behind, in rows and in columns."""
         conv = self.conv
         if conv.padding_mode != 'zeros':
-            left, right, top, bottom = conv._reversed_padding_repeated_twice
+            left, right, top, bottom = mode_padding(conv)
             sides = [(top, bottom), (left, right)]
         elif conv.padding == 'valid':
             sides = [(0, 0), (0, 0)]

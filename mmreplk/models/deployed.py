@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..ops import LargeKernelDWConv2d, large_kernel_dwconv2d
+from ..ops.torch_internals import children_of
 from .blocks import ConvFFN, DropPath, RepLKBlock
 from .cpu_inference.pointwise import ACTIVATIONS, PointwiseConv2d
 from .plain import is_plain
@@ -39,7 +40,7 @@ class FusedSequential(nn.Sequential):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map ``(N, in_channels, H, W)`` by all layers."""
-        if list(self._modules) == ['conv', 'nonlinear']:
+        if list(children_of(self)) == ['conv', 'nonlinear']:
             return _activated(input, self.conv, self.nonlinear)
         return super().forward(input)
 
@@ -94,7 +95,7 @@ def _added(x: torch.Tensor, out: torch.Tensor, layers: nn.Module,
 
 def _conv_of(layers: nn.Module) -> nn.Module:
     """The one convolution that layers consist of, if it may be called in their place."""
-    if is_plain(layers, nn.Sequential, FusedSequential) and list(layers._modules) == ['conv']:
+    if is_plain(layers, nn.Sequential, FusedSequential) and list(children_of(layers)) == ['conv']:
         return layers.conv
     if is_plain(layers, ReparamLargeKernelConv) and layers.deploy:
         return layers.lkb_reparam

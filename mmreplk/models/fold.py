@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from ..ops.torch_internals import children_of, forward_pre_hooks
 from .blocks import RepLKNetStage
 from .deployed import DEPLOYED, ChannelAffine, FusedSequential
 from .layers import check_conv, check_foldable, check_norm, norm_affine, rounded
@@ -158,11 +159,11 @@ def _owner_of(model: nn.Module, norm: str, owner: str) -> nn.Conv2d:
         # A deployed block may have been given a norm again.
         check_forward(layers, [kind.forward for pair in DEPLOYED.items() for kind in pair], parent)
         layers = layers.pw1
-        if layers._forward_pre_hooks:
+        if forward_pre_hooks(layers):
             raise TypeError(f'cannot merge {norm}: {name} has forward pre-hooks, which may change '
                             'what it gets. Remove them, and register them anew afterwards')
     check_forward(layers, (nn.Sequential.forward, FusedSequential.forward), name)
-    names = list(layers._modules)
+    names = list(children_of(layers))
     if names[:1] != ['conv'] or names[1:2] != ['bn'] and (kind == _BEHIND or 'bn' in names):
         raise TypeError(f'cannot merge {norm}: {name} holds {", ".join(names)}, not conv and bn in '
                         'this order. Merge the network before you add layers')

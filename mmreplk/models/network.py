@@ -21,8 +21,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from ..ops.torch_internals import NormBase
 from .arch import parse_arch, parse_frozen_stages, parse_out_indices
 from .blocks import CHECKPOINTS, RepLKNetStage, run_layer
 from .cpu_inference.pointwise import channels_last_inference
@@ -239,7 +239,7 @@ class RepLKNetBackbone(nn.Module):
         self._freeze_stages()
         if mode and self.norm_eval:
             for module in self.modules():
-                if isinstance(module, _NormBase):
+                if isinstance(module, NormBase):
                     module.eval()
         return self
 

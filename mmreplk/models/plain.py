@@ -4,6 +4,9 @@ A fast path goes past the ``__call__`` of the modules whose work it does. It may
 are as built and nobody listens to them (:func:`is_plain`). A merge replaces modules by numbers; it
 takes the numbers that they compute with (:func:`value_of`), and refuses those that compute what no
 number says (:func:`check_computes`).
+
+PyTorch has no public names for most of what a module can have, so theirs for hooks of gradients and
+state dicts, ``torch.compile`` and pruning stand here alone. Tried with PyTorch 2.5.1 and 2.12.1.
 """
 
 import contextlib
@@ -16,6 +19,14 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from ..ops.torch_internals import (
+    children_of,
+    forward_hooks,
+    forward_pre_hooks,
+    has_forward_hooks,
+    parameters_of,
+)
 
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 _GLOBAL_HOOKS = tuple(f'_global{name}' for name in _HOOKS)
@@ -36,12 +47,16 @@ def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """
     if type(module) not in kinds or any(getattr(torch_module, name) for name in _GLOBAL_HOOKS):
         return False
-    if (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-            or module._backward_pre_hooks):
+    if has_forward_hooks(module) or module._backward_hooks or module._backward_pre_hooks:
         return False
     # The compiler looks at forward by itself, and cannot read vars().
     return torch.compiler.is_compiling() or (
         'forward' not in vars(module) and getattr(module, '_compiled_call_impl', None) is None)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module itself has hooks of forward or backward."""
+    return any(vars(module).get(name) for name in _HOOKS)
 
 
 def check_computes(module: nn.Module, forwards: Iterable, name: str) -> None:
@@ -57,8 +72,8 @@ def check_computes(module: nn.Module, forwards: Iterable, name: str) -> None:
             by which torch.nn.utils computes a weight (pruning, weight and spectral norm) may stay.
     """
     check_forward(module, forwards, name)
-    hooks = [*module._forward_hooks.values(),
-             *(hook for hook in module._forward_pre_hooks.values() if _computed_by(hook) is None)]
+    hooks = [*forward_hooks(module).values(),
+             *(hook for hook in forward_pre_hooks(module).values() if _computed_by(hook) is None)]
     if hooks:
         raise TypeError(f'cannot merge {name}: it has forward hooks, which may change what it '
                         'computes and would be lost. Remove them, and register them anew on the '
@@ -97,7 +112,7 @@ def value_of(module: nn.Module, name: str) -> torch.Tensor | None:
         Tensor, optional: Without gradient. None if the module has none.
     """
     value = None
-    for hook in module._forward_pre_hooks.values():
+    for hook in forward_pre_hooks(module).values():
         if _computed_by(hook) == name:
             if isinstance(hook, BasePruningMethod):
                 value = hook.apply_mask(module)
@@ -125,20 +140,20 @@ def set_values(module: nn.Module, **values: torch.Tensor) -> None:
     """
     trained = any(parameter.requires_grad for parameter in module.parameters())
     if parametrize.is_parametrized(module):
-        del module._modules['parametrizations']
+        del children_of(module)['parametrizations']
         module.__class__ = type(module).__bases__[0]
-    for hooks in (module._forward_pre_hooks, module._state_dict_hooks,
+    for hooks in (forward_pre_hooks(module), module._state_dict_hooks,
                   module._load_state_dict_pre_hooks):
         for key, hook in list(hooks.items()):
             if _computed_by(hook) in values or type(hook).__name__.lstrip('_').startswith(
                     'SpectralNorm') or _wraps_spectral_norm(hook):
                 del hooks[key]
     for name, value in values.items():
-        for tensors in (module._parameters, module._buffers):
+        for tensors in (parameters_of(module), module._buffers):
             for key in [key for key in tensors if key == name or key.startswith(f'{name}_')]:
                 del tensors[key]
         vars(module).pop(name, None)  # where the hooks leave what they compute
-        module._parameters[name] = nn.Parameter(value, requires_grad=trained)
+        parameters_of(module)[name] = nn.Parameter(value, requires_grad=trained)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from torch import nn
 
 from ..ops import LargeKernelDWConv2d, large_kernel_dwconv2d_pair
 from ..ops.symbolic import refuse_script
+from ..ops.torch_internals import children_of
 from .branch import Branch
 from .layers import conv_bn, rounded
 from .plain import is_plain, unchanged_on_failure
@@ -147,7 +148,7 @@ def merge_kernels(model: nn.Module) -> int:
 
 def _go_as_pair(large: nn.Module, small: nn.Module) -> bool:
     """Whether two branches are unmodified and without hooks, so that they may run as one."""
-    if not all(is_plain(branch, nn.Sequential) and list(branch._modules) == ['conv', 'bn']
+    if not all(is_plain(branch, nn.Sequential) and list(children_of(branch)) == ['conv', 'bn']
                and is_plain(branch.conv, LargeKernelDWConv2d) for branch in (large, small)):
         return False
     large, small = large.conv, small.conv

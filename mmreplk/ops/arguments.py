@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .torch_internals import is_zerotensor
+
 # Sides of maps and their padding, and how far a kernel reaches: beyond, estimates would take longer
 # than anybody waits, and sizes no longer be sure to fit what they are computed in.
 LONGEST = 1 << 24
@@ -39,7 +41,7 @@ def check_memory(**tensors: Tensor | None) -> None:
                 tensor.shape, tensor.stride(), strict=True))
         needed = (tensor.storage_offset() + elements) * tensor.element_size()
         held = tensor.untyped_storage().nbytes()
-        if held < needed and not tensor._is_zerotensor():
+        if held < needed and not is_zerotensor(tensor):
             raise RuntimeError(
                 f'{name} of shape {tuple(tensor.shape)} needs {needed} bytes, but its storage holds'
                 f' {held}: its data was freed or cut, and has to be allocated again before use')

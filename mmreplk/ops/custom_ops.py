@@ -24,7 +24,7 @@ from .arguments import (
 from .arithmetic import opmath_dtype
 from .problem import Problem, memory_format_of
 from .torch_conv import convolve
-from .torch_internals import is_legacy_batched
+from .torch_internals import is_legacy_batched, schema_of
 
 
 # Plain-Python bodies of the custom ops, so that one op can call another without the dispatcher's
@@ -363,7 +363,7 @@ dwconv2d_weight_grad.register_autograd(_weight_grad_backward, setup_context=_kee
 # Else the dispatcher has nothing to call, and says so on a page of backends.
 _refusals = torch.library.Library('mmreplk', 'IMPL')
 for _op in ('dwconv2d', 'dwconv2d_weight_grad', 'dwconv2d_pair', 'dwconv2d_backward'):
-    _refusals.impl(_op, refuse_nested(getattr(torch.ops.mmreplk, _op).default._schema),
+    _refusals.impl(_op, refuse_nested(schema_of(getattr(torch.ops.mmreplk, _op))),
                    'NestedTensorCPU')
 
 

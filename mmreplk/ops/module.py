@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .dispatch import CHOICES
 from .functional import large_kernel_dwconv2d
 from .symbolic import is_symbolic
+from .torch_internals import has_forward_hooks, mode_padding
 
 
 class LargeKernelDWConv2d(nn.Conv2d):
@@ -53,7 +54,7 @@ class LargeKernelDWConv2d(nn.Conv2d):
             raise TypeError(f'from_conv2d takes a plain torch.nn.Conv2d, not {type(conv).__name__}')
         if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
             raise TypeError('from_conv2d got a LazyConv2d without weights: run it once first')
-        if conv._forward_hooks or conv._forward_pre_hooks:
+        if has_forward_hooks(conv):
             raise TypeError('from_conv2d got a layer with forward hooks, which the new layer would '
                             'lack: remove them, and register them on what it returns')
         new = cls(
@@ -89,7 +90,7 @@ class LargeKernelDWConv2d(nn.Conv2d):
             return out if self.activation is None else F.relu(out)
         padding = self.padding
         if self.padding_mode != 'zeros':
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            input = F.pad(input, mode_padding(self), mode=self.padding_mode)
             padding = 0
         return large_kernel_dwconv2d(input, self.weight, self.bias, self.stride, padding,
                                      self.dilation, self.groups if symbolic else None,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import dispatch
 from .arguments import check_memory
-from .torch_internals import is_any_autocast_enabled, is_observed
+from .torch_internals import is_any_autocast_enabled, is_observed, is_zerotensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -35,7 +35,7 @@ def is_plain(x, weight, bias) -> bool:
 
 
 def _is_lazy(tensor: Tensor) -> bool:
-    return tensor.is_neg() or tensor._is_zerotensor()
+    return tensor.is_neg() or is_zerotensor(tensor)
 
 
 def is_unobserved(x, weight, bias) -> bool:

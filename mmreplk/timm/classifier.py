@@ -6,7 +6,9 @@ from functools import partial
 
 import torch
 from timm.layers import ClassifierHead
-from timm.models._features import feature_take_indices  # it has no public name
+from timm.models._features import (
+    feature_take_indices,  # no public name; tried with 1.0.15 to 1.0.31
+)
 from torch import nn
 
 from ..models.layer_groups import layer_group

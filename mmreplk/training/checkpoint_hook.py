@@ -14,7 +14,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from ..files import DRAFT, write_whole
 from ..paths import is_remote
 from ..registry import HOOKS, register
-from .internals import built_loops, is_resuming, resume_from, start_of
+from .internals import built_loops, is_resuming, resume_from, settle_val_interval, start_of
 from .own_files import REMEDY, checkpoint_folder, forget_others, lies_in
 from .resumable import find_resumable, is_sharded_checkpoint, use_seed_of
 
@@ -182,5 +182,5 @@ def _validation_is_due(runner) -> bool:
     done, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
     if by_epoch and loop.iter != done * len(loop.dataloader):  # saved within an epoch
         return False
-    loop._decide_current_val_interval()
+    settle_val_interval(loop)
     return 0 < done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)

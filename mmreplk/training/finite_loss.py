@@ -9,6 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 
 from ..registry import HOOKS, register
+from .internals import count_iteration
 
 POLICIES = ('stop', 'skip')
 
@@ -81,7 +82,7 @@ class FiniteLossHook(Hook):
         if not self._skipped:
             update(loss, *args, **kwargs)
             return
-        wrapper._inner_count += 1
+        count_iteration(wrapper)
         if wrapper.should_update():
             wrapper.zero_grad()
 

@@ -1,6 +1,8 @@
 """Training sharded by FSDP: how it cuts a RepLKNet, and what it needs from the processes.
 
-The configs take MMEngine's ``FlexibleRunner`` with the strategy below.
+The configs take MMEngine's ``FlexibleRunner`` with the strategy below. That it derives from lies in
+a private module, with its question for the kind of state dict: MMEngine has it nowhere else. It was
+tried with onedl-mmengine 0.10.12.
 """
 
 from mmengine._strategy import FSDPStrategy

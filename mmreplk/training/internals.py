@@ -1,4 +1,4 @@
-"""What is used of MMEngine's Runner and loops without being documented.
+"""What is used of MMEngine's Runner, loops and optimizer wrappers without being documented.
 
 Tried with mmengine 0.10.7 and onedl-mmengine 0.10.12. ``Runner`` and ``FlexibleRunner`` have these
 names alike.
@@ -58,3 +58,30 @@ def replace_loader(loop, loader: DataLoader) -> None:
     loop.dataloader = loader
     if hasattr(loop, 'dataloader_iterator'):
         loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
+
+
+def settle_val_interval(loop) -> None:
+    """Let a training loop choose ``val_interval`` for where it is, as it does after a step.
+
+    Args:
+        loop (BaseLoop): MMEngine's, by epochs or iterations.
+    """
+    loop._decide_current_val_interval()
+
+
+def accumulative_counts(optim_wrapper) -> int:
+    """Iterations whose gradients make one step. The argument of that name is kept privately.
+
+    Args:
+        optim_wrapper (OptimWrapper): MMEngine's, or what has no such thing: 1.
+    """
+    return getattr(optim_wrapper, '_accumulative_counts', 1)
+
+
+def count_iteration(optim_wrapper) -> None:
+    """Count an iteration that is left out, as ``update_params`` would.
+
+    Args:
+        optim_wrapper (OptimWrapper): MMEngine's.
+    """
+    optim_wrapper._inner_count += 1

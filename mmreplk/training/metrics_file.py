@@ -29,4 +29,6 @@ class SafeLoggerHook(LoggerHook):
             runner, len(runner.test_dataloader), 'test', with_non_scalar=True)
         runner.logger.info(text)
         if is_main_process():
+            # Private, as all of MMEngine that makes JSON of tags. Tried with mmengine 0.10.7 and
+            # onedl-mmengine 0.10.12.
             dump(self._process_tags(tag), osp.join(runner.log_dir, self.json_log_path))

@@ -19,7 +19,7 @@ from mmengine.registry import DATA_SAMPLERS as ROOT_SAMPLERS
 from torch.utils.data import Sampler
 
 from ..registry import DATA_SAMPLERS, HOOKS, register
-from .internals import is_resuming
+from .internals import accumulative_counts, is_resuming
 
 GRADIENTS = 'accumulated_gradients'  # a key in checkpoints
 _NETWORK, _SAMPLE = 0, 1
@@ -176,7 +176,7 @@ class RepeatableRandomHook(Hook):
         """
         if not is_repeatable(runner.cfg):
             return
-        counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        counts = accumulative_counts(runner.optim_wrapper)
         if counts == 1 or 'optimizer' not in checkpoint:
             return
         gathered = checkpoint['meta']['iter'] % counts

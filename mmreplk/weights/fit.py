@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..ops.torch_internals import children_of
+
 # Of batch norms; files of old PyTorch lack them, and nothing is computed from them.
 _COUNTER = 'num_batches_tracked'
 
@@ -65,7 +67,7 @@ def _load(network: nn.Module, state: Mapping[str, torch.Tensor]
 
     def load(module, local, prefix=''):
         module._load_from_state_dict(local, prefix, {}, True, missing, unexpected, errors)
-        for name, child in module._modules.items():
+        for name, child in children_of(module).items():
             if child is not None:
                 start = f'{prefix}{name}.'
                 load(child, {key: value for key, value in local.items() if key.startswith(start)},

@@ -107,6 +107,7 @@ class _History(HistoryBuffer):
         if (not isinstance(values, np.ndarray) or not isinstance(counts, np.ndarray)
                 or values.shape != counts.shape or values.ndim != 1 or type(longest) is not int):
             raise UnpicklingError('Unsupported global: GLOBAL HistoryBuffer with another state')
+        # As MMEngine's own __init__ does. Tried with mmengine 0.10.7 and onedl-mmengine 0.10.12.
         self._set_default_statistics()
         self.max_length = longest
         self._log_history, self._count_history = np.array(values), np.array(counts)

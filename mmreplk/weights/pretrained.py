@@ -67,6 +67,8 @@ class Pretrained(PretrainedInit):
         except ValueError as error:
             raise ValueError(f'init_cfg: the checkpoint {self.checkpoint!r} {error}.') from error
         module.load_state_dict(state, strict=False)
+        # MMEngine's log of where parameters come from, by names that its initializers use. Tried
+        # with mmengine 0.10.7 and onedl-mmengine 0.10.12.
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=self._get_init_info())
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from mmengine.config import Config
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ...ops.torch_internals import ConvNd, TorchDispatchMode, packet_of
 from .models import (
     build_on_meta,
     check_shape,
@@ -133,7 +133,7 @@ def _part_names(model: nn.Module) -> list[str]:
 
 
 def _kind(module: nn.Module) -> str:
-    if not isinstance(module, nn.modules.conv._ConvNd):
+    if not isinstance(module, ConvNd):
         return OTHER
     return conv_kind(module.weight.shape, module.groups)
 
@@ -165,7 +165,7 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        operator = func._overloadpacket
+        operator = packet_of(func)
         if operator in flop_registry:
             # PyTorch counts a multiplication and an addition as two.
             macs = flop_registry[operator](*args, **kwargs, out_val=out) // 2

@@ -6,9 +6,9 @@ from functools import cache, wraps
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ...ops.symbolic import is_symbolic
+from ...ops.torch_internals import current_dispatch_mode, linear_pointwise, mode_padding
 
 ACTIVATIONS = dict(relu=nn.ReLU, gelu=nn.GELU)
 
@@ -87,7 +87,7 @@ class PointwiseConv2d(nn.Conv2d):
     def _fused(self, x: Tensor, weight: Tensor, residual: Tensor | None, own: str | None,
                behind: nn.Module | None) -> Tensor:
         rows, weight = pixels(x), weight[:, :, 0, 0]
-        linear = torch.ops.mkldnn._linear_pointwise
+        linear = linear_pointwise()
         if residual is not None and own is None and behind is None:
             out = linear.binary(rows, pixels(residual), weight, self.bias, 'add')
             residual = None
@@ -105,7 +105,7 @@ class PointwiseConv2d(nn.Conv2d):
         return (weight.shape[2:] == (1, 1) and self.groups == 1
                 and tuple(self.stride) == (1, 1) and tuple(self.padding) == (0, 0)
                 and not (self.padding_mode != 'zeros'
-                         and any(self._reversed_padding_repeated_twice)))
+                         and any(mode_padding(self))))
 
     def extra_repr(self) -> str:
         """``nn.Conv2d``'s, and the activation."""
@@ -172,7 +172,7 @@ def runs_products(x: Tensor) -> bool:
             and x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16)
             and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
             and not torch.is_autocast_enabled('cpu')
-            and not torch.jit.is_tracing() and _get_current_dispatch_mode() is None
+            and not torch.jit.is_tracing() and current_dispatch_mode() is None
             and _multiplies(x.dtype))
 
 
@@ -181,8 +181,8 @@ def _multiplies(dtype: torch.dtype) -> bool:
     """Whether oneDNN has these products on this CPU: without AVX-512 it has none of bfloat16."""
     one = torch.ones(1, 2, dtype=dtype, device='cpu')
     try:
-        torch.ops.mkldnn._linear_pointwise(one, one, None, 'gelu', [], 'none')
-        torch.ops.mkldnn._linear_pointwise.binary(one, one[:, :1].contiguous(), one, None, 'add')
+        linear_pointwise()(one, one, None, 'gelu', [], 'none')
+        linear_pointwise().binary(one, one[:, :1].contiguous(), one, None, 'add')
     except RuntimeError:
         return False
     return True

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
+from ...ops.torch_internals import linear_pointwise
 from .pointwise import are_plain, pixels, runs_products
 
 # What a profile shows; see mmreplk.analysis.cost.profiling.
@@ -76,7 +77,7 @@ def conv2d_of_resized(maps: Sequence[Tensor], weight: Tensor, size: tuple[int, i
         matrix = _resizing(tuple(m.shape[2:]), size, kernel, align_corners)
         taps = w.permute(2, 3, 0, 1).reshape(-1, m.shape[1])
         for image, sums in zip(m, out.flatten(1, 2), strict=True):
-            products = torch.ops.mkldnn._linear_pointwise(
+            products = linear_pointwise()(
                 pixels(image[None]).contiguous(), taps, None, 'none', [], 'none')
             sums.addmm_(matrix, products.view(-1, len(weight)))
     return out.permute(0, 3, 1, 2)

@@ -6,6 +6,7 @@ from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads import UPerHead as MMSegUPerHead
 from torch import Tensor, nn
 
+from ...ops.torch_internals import has_forward_hooks
 from .resized_conv import conv2d_of_resized, serves
 
 
@@ -45,6 +46,8 @@ class UPerHead(MMSegUPerHead):
         return self._convolve([coarsest, *pooled], self.bottleneck, coarsest.shape[2:])
 
     def _forward_feature(self, inputs: list[Tensor]) -> Tensor:
+        # Of MMSegmentation's heads, for classes derived from them. Tried with mmsegmentation 1.2.2
+        # and onedl-mmsegmentation 1.4.2.
         chosen = self._transform_inputs(inputs)
         if not self._serves(chosen[:1], self.fpn_bottleneck):
             return super()._forward_feature(inputs)
@@ -69,8 +72,7 @@ class UPerHead(MMSegUPerHead):
                 and conv.padding == tuple(k // 2 for k in conv.kernel_size)
                 and module.order[0] == 'conv'
                 # Hooks of a bypassed module would not fire.
-                and not any((m._forward_hooks or m._forward_pre_hooks)
-                            for m in (module, conv, self.psp_modules)))
+                and not any(map(has_forward_hooks, (module, conv, self.psp_modules))))
 
     def _convolve(self, maps: list[Tensor], module: ConvModule, size) -> Tensor:
         conv = module.conv

@@ -106,7 +106,7 @@ class EnlargedBackbone(BaseModule):
             WEIGHT_INITIALIZERS.build({**self.init_cfg, 'type': 'mmreplk.Pretrained'})(self)
         else:
             self._start()
-        self._is_init = True
+        self.is_init = True
 
     def _start(self) -> None:
         """Initialize from the original network."""

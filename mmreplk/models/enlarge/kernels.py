@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 from mmcv.cnn import ConvModule
 from torch import nn
-from torch.nn.modules.batchnorm import BatchNorm2d, SyncBatchNorm, _BatchNorm
+from torch.nn.modules.batchnorm import BatchNorm, BatchNorm2d, SyncBatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from ...ops import LargeKernelDWConv2d
+from ...ops.torch_internals import children_of, has_forward_hooks
 from ..reparam import ReparamLargeKernelConv
 from .conv import EnlargedConv, pads_itself
 
@@ -209,7 +210,7 @@ def _check_site(site: _Site, branches: set[int]) -> None:
                          'original network; the kernels of RepLKNet are set by its arch.')
     if isinstance(conv, LazyModuleMixin):
         raise ValueError(f'{site.name} has no weights yet: run the network once first.')
-    if is_parametrized(conv) or conv._forward_hooks or conv._forward_pre_hooks:
+    if is_parametrized(conv) or has_forward_hooks(conv):
         raise ValueError(f'{site.name} has hooks or a parametrization (weight or spectral norm), '
                          'which the new kernel would lack: remove them first.')
     plain = type(conv).forward in (nn.Conv2d.forward, LargeKernelDWConv2d.forward)
@@ -233,7 +234,7 @@ def _norm_behind(site: _Site, modules: Counter) -> str | None:
     """The key, in the same parent, of a batch norm that takes the convolution's output."""
     parent, key = site.parent, None
     if isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward:
-        keys = list(parent._modules)
+        keys = list(children_of(parent))
         key = dict(zip(keys, keys[1:], strict=False)).get(site.key)
     elif isinstance(parent, ConvModule) and type(parent).forward is ConvModule.forward:
         order = parent.order
@@ -242,10 +243,10 @@ def _norm_behind(site: _Site, modules: Counter) -> str | None:
     elif type(parent).__module__.startswith('timm.'):
         key = _TIMM_NORMS.get((type(parent).__name__, site.key))
     norm = getattr(parent, key) if key else None
-    plain = isinstance(norm, _BatchNorm) and (_has_activation(norm) or type(norm).forward in (
+    plain = isinstance(norm, BatchNorm) and (_has_activation(norm) or type(norm).forward in (
         BatchNorm2d.forward, SyncBatchNorm.forward))
     fits = plain and norm.affine and norm.num_features == site.conv.out_channels
-    watched = plain and (norm._forward_hooks or norm._forward_pre_hooks or is_parametrized(norm))
+    watched = plain and (has_forward_hooks(norm) or is_parametrized(norm))
     return key if fits and not watched and modules[id(norm)] == 1 else None
 
 
