@@ -16,7 +16,7 @@ from .types import CODEBASES, scope_of, split_init_cfg
 
 
 def read_config(path: str, options: dict | None = None) -> Config:
-    """Read a config and merge ``--cfg-options`` into it.
+    """Read a config and merge options into it.
 
     Args:
         path (str): A file, or ``mmreplk::NAME.py``.
@@ -39,7 +39,7 @@ def read_config(path: str, options: dict | None = None) -> Config:
     try:
         cfg.merge_from_dict(options or {})
     except Exception as error:
-        raise ValueError(f'--cfg-options: {type(error).__name__}: {error}. Compare the keys with '
+        raise ValueError(f'options: {type(error).__name__}: {error}. Compare the keys with '
                          f'those of {path}.') from error
     if cfg.get('model') is None:
         raise ValueError(f'CONFIG {path}: has no model.')

@@ -101,7 +101,7 @@ def prepare_image(cfg: Config, model: nn.Module, image: str | None) -> dict:
             with DefaultScope.overwrite_default_scope(cfg.default_scope):
                 data = Compose(steps)(dict(img_path=osp.abspath(image), img_id=0))
         except Exception as error:  # a pipeline is the user's program
-            raise ValueError(f'--image: the pipeline of test_dataloader cannot take {image}: '
+            raise ValueError(f'image: the pipeline of test_dataloader cannot take {image}: '
                              f'{type(error).__name__}: {error}') from error
     return model.data_preprocessor(pseudo_collate([data]), False)
 

@@ -110,11 +110,11 @@ def check_exportable(cfg: Config, part: str) -> None:
                   for node in (cfg.model, cfg.model.get('head')))
     if cfg.default_scope == 'mmdet':
         raise ValueError(f'CONFIG {cfg.filename}: {kind} is a detector; what follows the backbone '
-                         'is not exported here. Use --part backbone.')
+                         "is not exported here. Use part='backbone'.")
     if (kind, head) not in (('EncoderDecoder', None), ('ImageClassifier', 'LinearClsHead')):
         raise ValueError(
             f'CONFIG {cfg.filename}: {kind}{f" with {head}" if head else ""} is neither an '
-            'EncoderDecoder nor an ImageClassifier with LinearClsHead. Use --part backbone.')
+            "EncoderDecoder nor an ImageClassifier with LinearClsHead. Use part='backbone'.")
 
 
 def exportable_module(model: nn.Module, part: str) -> tuple[nn.Module, list[str]]:

@@ -126,13 +126,13 @@ class SafeCheckpointHook(CheckpointHook):
         if is_resuming(runner) and _validation_is_due(runner):
             if runner.message_hub.runtime_info.get(VALIDATED) == runner.iter:
                 return
-            runner.logger.info(f'--resume: the validation at iteration {runner.iter} is not in the '
+            runner.logger.info(f'resume: the validation at iteration {runner.iter} is not in the '
                                'checkpoint, so it is made again.')
             self.last_ckpt = start_of(runner)  # there is one, to save again with a new best
             runner.val_loop.run()
 
     def after_val_epoch(self, runner, metrics) -> None:
-        """Keep the best checkpoint, and note for --resume that there was a validation.
+        """Keep the best checkpoint, and note for resuming that there was a validation.
 
         Args:
             runner (Runner): The runner.

@@ -140,7 +140,7 @@ class FiniteLossHook(Hook):
                 raise FloatingPointError(
                     f'{name} is not finite at iteration {runner.iter + 1}, so no checkpoint was '
                     'written; the last one is from before. Lower the learning rate or clip '
-                    'gradients (optim_wrapper.clip_grad), and go on from there with --resume.')
+                    'gradients (optim_wrapper.clip_grad), and resume from there.')
 
 
 def batch_files(data_batch) -> list[str]:

@@ -46,10 +46,10 @@ class ResumableFSDPStrategy(FSDPStrategy):
     """MMEngine's ``FSDPStrategy``, able to resume.
 
     That of MMEngine 0.10 hands the optimizer's state to PyTorch in an order of arguments that
-    PyTorch has given up (2.1), so every ``--resume`` fails; and what its optimizer wrapper keeps
+    PyTorch has given up (2.1), so every resumed run fails; and what its optimizer wrapper keeps
     beside the state (the loss scale, the base learning rate of the log) is lost. Its
     ``FlexibleRunner`` writes a checkpoint again when validation finds it to be the best, and then
-    counts an epoch or iteration too many, which ``--resume`` would leave out.
+    counts an epoch or iteration too many, which a resumed run would leave out.
     """
 
     def save_checkpoint(self, filename: str, *, extra_ckpt: dict | None = None, **kwargs) -> None:
@@ -131,7 +131,7 @@ def fit_fsdp(cfg: Config, launcher: str, gpu: bool) -> None:
         return
     if launcher == 'none':
         raise ValueError(
-            f'--launcher none: CONFIG {cfg.filename} shards the model over processes (FSDP)'
+            f'launcher none: CONFIG {cfg.filename} shards the model over processes (FSDP)'
             ', and a launcher has to start them, be it only one: `bash tools/dist_train.sh CONFIG '
             'GPUS`.')
     if cfg.get('env_cfg') is None:  # FlexibleRunner stops at a config without one

@@ -11,7 +11,7 @@ from numbers import Integral
 
 from ..paths import is_remote
 
-REMEDY = 'Make room there, or name another folder, and go on with --resume'
+REMEDY = 'Make room there, or name another folder, and resume the run'
 
 
 def checkpoint_folder(work_dir: str, out_dir: str | None) -> str:
@@ -92,6 +92,6 @@ def forget_others(info: MutableMapping, folder: str, template: str, start: str,
         if same_run and name.fullmatch(base) and removable(own):
             info[key] = own
         else:
-            notes.append(f'--resume: the best checkpoint {path!r} is not of this work dir, and '
+            notes.append(f'resume: the best checkpoint {path!r} is not of this work dir, and '
                          'stays when there is a better one.')
     return notes

@@ -75,7 +75,7 @@ class RecipeSamplesHook(Hook):
         if base is not None and batch < base:
             runner.logger.warning(
                 f'This run sees as many samples as the recipe, but {batch} in a batch and not '
-                f'{base}: scale the learning rate (--auto-scale-lr), or expect a lower result.')
+                f'{base}: scale the learning rate (auto_scale_lr), or expect a lower result.')
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep the images seen so far in the checkpoint's ``meta``.
@@ -156,7 +156,7 @@ def _rate_advice(cfg, step: int) -> str:
     base, batch = _batches(cfg, step)
     if base is None or batch == base:
         return ''
-    return f', scale the learning rate from a batch of {base} to {batch} (--auto-scale-lr)'
+    return f', scale the learning rate from a batch of {base} to {batch} (auto_scale_lr)'
 
 
 def _short(count: float) -> str:

@@ -17,7 +17,7 @@ LONGEST = 65536  # bytes of a pointer; no path is longer
 
 
 def resume_restarted(cfg: Config) -> None:
-    """Go on from the last checkpoint of the work dir, if there is one, with or without --resume.
+    """Go on from the last checkpoint of the work dir, if there is one, asked to or not.
 
     For processes that torchrun has started again: the first start did not resume, or from a file
     that is older by now.
@@ -30,7 +30,7 @@ def resume_restarted(cfg: Config) -> None:
 
 
 def find_resumable(cfg: Config) -> tuple[str | None, list[str]]:
-    """Find the checkpoint that ``--resume`` goes on from: the last that can be used.
+    """Find the checkpoint that a run resumes from: the last that can be used.
 
     MMEngine follows ``last_checkpoint`` and nothing else.
 
@@ -56,16 +56,17 @@ def find_resumable(cfg: Config) -> tuple[str | None, list[str]]:
         reason = _unusable(path)
         if reason is None:
             if notes:
-                notes.append(f'--resume: goes on from {path!r} instead.')
+                notes.append(f'resume: goes on from {path!r} instead.')
             return path, notes
-        notes.append(f'--resume: the checkpoint {path!r} {reason}.')
+        notes.append(f'resume: the checkpoint {path!r} {reason}.')
     if notes and not files:
-        raise FileNotFoundError(f'{notes[0]} There is no other checkpoint. Name one with --resume '
-                                'FILE, or remove that file to start anew.')
+        raise FileNotFoundError(
+            f'{notes[0]} There is no other checkpoint. Name one by load_from=FILE and resume=True, or '
+            'remove that file to start anew.')
     if notes:
-        raise ValueError('\n'.join(notes) + '\n--resume: none of them can be used. Name another '
-                         'one with --resume FILE, or remove them to start anew.')
-    return None, ['--resume: no checkpoint in the work dir, so the run starts at its beginning.']
+        raise ValueError('\n'.join(notes) + '\nresume: none of them can be used. Name another '
+                         'one by load_from=FILE, or remove them to start anew.')
+    return None, ['resume: no checkpoint in the work dir, so the run starts at its beginning.']
 
 
 def is_sharded_checkpoint(cfg: Config, path: str) -> bool:
@@ -96,7 +97,7 @@ def use_seed_of(cfg: Config, path: str) -> str | None:
     if seed is None or seed == wanted:
         return None
     cfg.randomness = dict(randomness, seed=seed)
-    return wanted and (f'--resume: goes on with the seed {seed} of the checkpoint, not with '
+    return wanted and (f'resume: goes on with the seed {seed} of the checkpoint, not with '
                        f'randomness.seed={wanted} of the config.')
 
 
@@ -117,7 +118,7 @@ def _pointed_to(cfg: Config) -> tuple[str | None, list[str]]:
     if not named:  # the run was killed, or the disk full, then
         return None, []
     if not named.isprintable():
-        return None, [f'--resume: {pointer!r} is damaged (it is no text), so it is passed over.']
+        return None, [f'resume: {pointer!r} is damaged (it is no text), so it is passed over.']
     folder = _folder(cfg)
     if lies_in(named, folder) and (is_remote(named) or kind_of(named) in ('file', 'folder')):
         return named, []
@@ -129,7 +130,7 @@ def _pointed_to(cfg: Config) -> tuple[str | None, list[str]]:
         here = None
     where = 'is not in the folder of this run' if is_remote(named) or osp.exists(
         named) else 'is gone: no such file'
-    return here, [f'--resume: {pointer!r} names {named!r}, which {where}, so it is passed over.']
+    return here, [f'resume: {pointer!r} names {named!r}, which {where}, so it is passed over.']
 
 
 def _folder(cfg: Config) -> str:

@@ -155,10 +155,10 @@ class RepeatableRandomHook(Hook):
         begins = all_gather_object(runner.iter)
         if len(set(begins)) > 1:
             raise RuntimeError(
-                '--resume: the processes begin at different iterations, by rank: '
-                f'{begins}. Every machine must see the same checkpoint under --work-dir: use a '
-                'shared folder, or copy the checkpoint to each machine and name it with --resume '
-                'FILE.')
+                'resume: the processes begin at different iterations, by rank: '
+                f'{begins}. Every machine must see the same checkpoint in the work dir: use a '
+                'shared folder, or copy the checkpoint to each machine and name it by '
+                'load_from=FILE.')
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         """Seed the generators of this process."""
@@ -185,7 +185,7 @@ class RepeatableRandomHook(Hook):
         if get_world_size() > 1:  # each process has its own, and the first one alone writes
             runner.logger.warning(
                 f'The checkpoint lies within an accumulated step, after {gathered} of {counts} '
-                'iterations: --resume from it leaves their gradients out. Save at multiples of '
+                'iterations: a run resumed from it leaves their gradients out. Save at multiples of '
                 'optim_wrapper.accumulative_counts.')
             return
         checkpoint[GRADIENTS] = {

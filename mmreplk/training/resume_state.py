@@ -10,7 +10,7 @@ from numbers import Integral, Real
 
 from ..config.text import plain_settings
 
-_REMEDY = 'To start a new run from it, use --cfg-options load_from=FILE'
+_REMEDY = 'To start a new run from it, use load_from=FILE without resume'
 
 
 def check_resumable(checkpoint: Mapping) -> None:

@@ -56,13 +56,13 @@ def lock_work_dir(folder: str) -> str | None:
         _held[key] = _locked(path)
     except BlockingIOError as error:
         raise FileExistsError(
-            f'--work-dir: {folder!r} is in use by another run ({error.strerror}). Wait for its '
-            'end, or name another --work-dir.') from None
+            f'work_dir: {folder!r} is in use by another run ({error.strerror}). Wait for its '
+            'end, or name another work_dir.') from None
     except OSError as error:
         if error.errno in _UNSUPPORTED:
             return (f'{folder!r} cannot be locked ({error.strerror}): a second run in it would not '
                     'be noticed.')
-        raise OSError(f'--work-dir: {path!r} cannot be opened ({error.strerror}). Remove it by '
+        raise OSError(f'work_dir: {path!r} cannot be opened ({error.strerror}). Remove it by '
                       'hand, if no other run uses the folder.') from error
     return None
 

@@ -63,8 +63,8 @@ def check_pretrained(cfg: Config, backbone: RepLKNet | EnlargedBackbone | None =
     notes = []
     for name, path in _pretrained(cfg.model, 'model'):
         owner = name.rsplit('.', 1)[0] if name.endswith('.checkpoint') else name
-        remedy = (f'Name another file with --cfg-options {name}=FILE, or start from random weights '
-                  f'with --cfg-options {owner}=None.')
+        remedy = (f'Name another file by {name}=FILE, or start from random weights by '
+                  f'{owner}=None.')
         check_file(path, name, remedy)
         if backbone is None or (is_remote(path) and not first):
             continue
@@ -124,7 +124,7 @@ def check_weights(cfg: Config,
         FileNotFoundError: If there is no such file.
         ValueError: If it is no checkpoint, or one that does not fit.
     """
-    check_file(path, argument, 'Check the path; train.py writes *.pth to --work-dir.')
+    check_file(path, argument, 'Check the path; train.py writes *.pth to its work dir.')
     if is_remote(path) and not first:
         return None
     model = build_model(cfg)

@@ -122,8 +122,8 @@ def recognize(state: Mapping[str, torch.Tensor], arch: str | None = None) -> Rec
     merged, found = is_merged(body), arch_of(body)
     name = name_of(found, merged)
     if arch is not None and arch != name:
-        raise ValueError(f'is of arch {describe_arch(found, merged)}, not {arch} as asked for by '
-                         '--arch')
+        raise ValueError(f'is of arch {describe_arch(found, merged)}, not {arch} as asked '
+                         'for')
     _check_complete(body, found, merged, kind, heads)
     return Recognized(layout, kind, found, merged, body, heads)
 
@@ -230,7 +230,7 @@ def convert(source: str, out: str, to: str = 'mmreplk', arch: str | None = None,
             lines.append(f'left out: {", ".join(left)}')
     averages = [name for name in EMA_WRAPPERS if name in checkpoint]
     if averages and not ema:
-        lines.append(f'{averages[0]} holds a moving average of the weights: --ema takes it instead')
+        lines.append(f'{averages[0]} holds a moving average of the weights: ema=True takes it instead')
     meta = checkpoint.get('meta') if isinstance(checkpoint.get('meta'), Mapping) else {}
     kept = {name: meta[name] for name in DATASET_META if name in meta}
     kept['converted'] = dict(source=osp.basename(source), layout=found.layout, ema=ema)

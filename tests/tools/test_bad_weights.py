@@ -192,7 +192,7 @@ def test_resuming(files, monkeypatch, run_state):
     cfg = files.cfg
     cfg.work_dir, cfg.launcher, cfg.resume = 'run', 'none', True
     (files.bench.folder / 'run/last_checkpoint').write_text('run/other.pth')
-    with pytest.raises(ValueError, match="--resume: 'run/other.pth' has 5 classes"):
+    with pytest.raises(ValueError, match="resume: 'run/other.pth' has 5 classes"):
         preflight.preflight_train(cfg, 'none')
     cfg.load_from = None
     (files.bench.folder / 'run/last_checkpoint').write_text('run/whole.pth')

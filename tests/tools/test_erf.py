@@ -144,7 +144,7 @@ def test_other_channels(seg_bench, channels):
     folder = next((bench.folder / 'data').rglob('img*'))
     message = bench.refused('erf.py', *common, '--images', folder, '--out', 'no')
     assert "has 3 channels, but the network takes images of 6" in message
-    assert '(H, W, 6) in files of NumPy (.npy), or leave --images out' in message
+    assert '(H, W, 6) in files of NumPy (.npy), or leave images out' in message
     assert not (bench.folder / 'no').exists()
 
 
@@ -156,6 +156,6 @@ def test_bad_arguments(seg_bench):
         (('tiny.py', 'gone.pth'), "CHECKPOINT: no such file 'gone.pth'"),
         (('tiny.py', 'random.pth', '--cfg-options', 'model.decode_head.num_classes=3'),
          'has 2 classes, but the model 3'),
-        (('tiny.py', '--stage', '2'), '--stage 2: the backbone gives 2 outputs'),
+        (('tiny.py', '--stage', '2'), 'stage 2: the backbone gives 2 outputs'),
     ):
         assert message in bench.refused('erf.py', *arguments, *quick)

@@ -63,7 +63,7 @@ def test_a_study_in_one_command_and_again(seg_bench):
 
 
 def test_mistakes_are_named_before_anything_is_written(seg_bench):
-    assert "--kernels 6: give odd sizes" in seg_bench.refused(
+    assert "kernels 6: give odd sizes" in seg_bench.refused(
         'kernel_study.py', '--out', 'study', '--kernels', 6)
     assert "'data' exists and is no study" in seg_bench.refused(
         'kernel_study.py', '--out', 'data')

@@ -185,7 +185,7 @@ def test_a_full_disk(seg_bench, crashes):
     text = process.log.read_text()
     assert process.exitcode == 1, text
     assert "iter_4.pth' could not be written, and nothing was changed" in text
-    assert 'go on with --resume' in text
+    assert 'and resume the run' in text
     assert first.read_bytes() == content
     assert bench.files('work_dirs/tiny', '*.pth') == {'iter_2.pth'}
     assert not list(first.parent.glob('.*'))

@@ -111,7 +111,7 @@ def test_mistakes_are_refused_before_work(tmp_path, monkeypatch, capsys):
     for arguments, message in (
         (('a.csv', 'gone.csv'), "CSV: no such file 'gone.csv'"),
         (('a.csv', '--out', 'full'), "--out: 'full': the folder is not empty"),
-        (('a.csv', '--group', 'people'), '--group people: give NAME=PATTERN'),
+        (('a.csv', '--group', 'people'), 'group people: give NAME=PATTERN'),
         (('a.csv', 'a.csv'), 'CSV a.csv, line 2: net answers cat1-dog1.png a second time'),
     ):
         monkeypatch.setattr('sys.argv', ['shape_bias.py', *arguments])

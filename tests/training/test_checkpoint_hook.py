@@ -54,7 +54,7 @@ def test_truncated(run, part):
     os.truncate(last, int(part * last.stat().st_size))
     path, (what, instead) = run.find()
     assert path == 'iter_9.pth'
-    assert f"--resume: the checkpoint '{last}' is truncated" in what
+    assert f"resume: the checkpoint '{last}' is truncated" in what
     assert 'iter_9.pth' in instead
 
 
@@ -151,7 +151,7 @@ def test_full_disk(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(whole_files, '_to_disk', full)
-    with pytest.raises(OSError, match=r"No space left .*a\.pth' could not be written.*--resume"):
+    with pytest.raises(OSError, match=r"No space left .*a\.pth' could not be written.*resume"):
         checkpoints.WholeFileBackend().put(b'new', str(path))
     assert path.read_bytes() == b'old'
     assert os.listdir(tmp_path) == ['a.pth']

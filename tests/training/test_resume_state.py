@@ -75,7 +75,7 @@ def test_broken_state(run, run_state, name, value):
     assert '\n' not in str(error.value)
     path, notes = resumable.find_resumable(run)
     assert os.path.basename(path) == 'iter_1.pth'
-    assert notes[0].startswith(f'--resume: the checkpoint {last!r} ')
+    assert notes[0].startswith(f'resume: the checkpoint {last!r} ')
 
 
 @pytest.mark.parametrize('kind', [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])

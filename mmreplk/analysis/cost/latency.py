@@ -67,7 +67,7 @@ def latency_of(cfg: Config, shape: tuple[int, int] | None = None, deploy: bool =
             merge.
         RuntimeError: If the model does not run on such images, or the device cannot be profiled.
     """
-    for option, value in (('--batch', batch), ('--rounds', rounds)):
+    for option, value in (('batch', batch), ('rounds', rounds)):
         if value < 1:
             raise ValueError(f'{option} {value}: give a positive number.')
     shape = tuple(shape or default_shape(cfg))
@@ -103,7 +103,7 @@ def latency_of(cfg: Config, shape: tuple[int, int] | None = None, deploy: bool =
                for kind in TIME_KINDS}
     total = sum(medians.values())
     if not total:
-        raise RuntimeError(f'--latency: the profiler has seen no work on {device}. Does PyTorch '
+        raise RuntimeError(f'latency: the profiler has seen no work on {device}. Does PyTorch '
                            'have the rights to profile it?')
     return ModelLatency(statistics.median(times), {k: v / total for k, v in medians.items()}, shape,
                         batch, device_name(device), rounds)

@@ -40,7 +40,7 @@ def default_shape(cfg: Config) -> tuple[int, int]:
     size = steps[-1].get('crop_size', steps[-1].get('scale')) if steps else None
     if size is None:
         raise ValueError(f'CONFIG {cfg.filename}: its test pipeline has neither CenterCrop nor '
-                         'Resize with a scale, so give the size of the image: --shape H W.')
+                         'Resize with a scale, so give the size of the image: shape H W.')
     return (size, size) if isinstance(size, int) else (size[1], size[0])
 
 
@@ -54,7 +54,7 @@ def check_shape(shape: tuple[int, int]) -> None:
         ValueError: If one is not positive.
     """
     if min(shape) < 1:
-        raise ValueError(f'--shape {shape[0]} {shape[1]}: height and width must be positive.')
+        raise ValueError(f'shape {shape[0]} {shape[1]}: height and width must be positive.')
 
 
 def merge(model: nn.Module, cfg: Config) -> None:
@@ -69,8 +69,8 @@ def merge(model: nn.Module, cfg: Config) -> None:
     """
     mergeable = [module for module in model.modules() if hasattr(module, 'switch_to_deploy')]
     if not mergeable:
-        raise ValueError(f'--deploy: the model of CONFIG {cfg.filename} has nothing to merge; '
-                         'leave --deploy out.')
+        raise ValueError(f'deploy: the model of CONFIG {cfg.filename} has nothing to merge; '
+                         'leave deploy out.')
     for module in mergeable:
         module.switch_to_deploy()
 

@@ -34,8 +34,8 @@ class FolderImages:
 
     def __init__(self, folder: str, count: int, size: int, channels: int = COLORS):
         if not os.path.isdir(folder):
-            raise FileNotFoundError(f'--images: no such folder {folder!r}. Name a folder of '
-                                    'pictures, or leave --images out to use generated ones.')
+            raise FileNotFoundError(f'images: no such folder {folder!r}. Name a folder of '
+                                    'pictures, or leave images out to use generated ones.')
         found = sorted(
             os.path.join(place, name)
             for place, _, names in os.walk(folder, followlinks=True) for name in names
@@ -44,7 +44,7 @@ class FolderImages:
         pictures = [path for path in found if path not in set(arrays)]
         found = (pictures or arrays) if channels == COLORS else (arrays or pictures)
         if not found:
-            raise FileNotFoundError(f'--images: {folder!r} holds no picture '
+            raise FileNotFoundError(f'images: {folder!r} holds no picture '
                                     f'({", ".join((*SUFFIXES, ARRAYS))}).')
         chosen = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
         self.paths = [found[index] for index in chosen]
@@ -67,9 +67,9 @@ class FolderImages:
             converted = channels in (1, COLORS) and not path.lower().endswith(ARRAYS)
             if found != channels and not converted:
                 raise ValueError(
-                    f'--images: {path!r} has {found} channel{"s" * (found > 1)}, but the network '
+                    f'images: {path!r} has {found} channel{"s" * (found > 1)}, but the network '
                     f'takes images of {channels}. Name a folder of arrays (H, W, {channels}) in '
-                    'files of NumPy (.npy), or leave --images out: pictures are then generated '
+                    'files of NumPy (.npy), or leave images out: pictures are then generated '
                     'with as many channels as a network takes.')
         return other
 
@@ -97,7 +97,7 @@ def _channels_of(path: str) -> int:
         with Image.open(path) as image:
             return len(image.getbands())
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f'--images: {path!r} cannot be read as a picture ({error}). Remove it, or '
+        raise ValueError(f'images: {path!r} cannot be read as a picture ({error}). Remove it, or '
                          'name another folder.') from error
 
 

@@ -93,7 +93,7 @@ class ErfModel:
         shape = tuple(features.shape) if isinstance(features, torch.Tensor) else None
         square = images.shape[2] == images.shape[3]
         if shape is None or len(shape) != 4 or (square and shape[2] != shape[3]):
-            raise StageError(f'--stage: gives {shape or type(features).__name__} for pictures of '
+            raise StageError(f'stage: gives {shape or type(features).__name__} for pictures of '
                              f'{images.shape[2]} x {images.shape[3]} pixels, not a feature map of '
                              'shape (N, C, H, W); name another stage or a module, such as '
                              f'{children_of(self.network, self.prefix)}')
@@ -168,16 +168,16 @@ def parse_models(arguments: Sequence[str], stages: Sequence[str] = ('-1', ),
                    'there is no model before it whose checkpoint it could be')
             raise ValueError(f'MODEL: {argument!r} is no model, and {why}. A config ends in .py or '
                              'begins with mmreplk::, others are timm:NAME or torchvision:NAME.')
-    for option, values in (('--stage', stages), ('--name', names)):
-        one_for_all = option == '--stage' and len(values) == 1
+    for option, values in (('stage', stages), ('name', names)):
+        one_for_all = option == 'stage' and len(values) == 1
         if values and not one_for_all and len(values) != len(pairs):
-            rule = 'once for each, or once for all' if option == '--stage' else 'once for each'
+            rule = 'once for each, or once for all' if option == 'stage' else 'once for each'
             raise ValueError(f'{option}: given {len(values)} times for {len(pairs)} models. Give '
                              f'it {rule}.')
     stages = list(stages) * (len(pairs) if len(stages) == 1 else 1)
     labels = list(names) or _labels(pairs, stages)
     if len(set(labels)) < len(labels):
-        raise ValueError('--name: two models have the same name; give each its own with --name.')
+        raise ValueError('name: two models have the same name; give each its own with name.')
     return [ModelSpec(source, checkpoint, stage, label)
             for (source, checkpoint), stage, label in zip(pairs, stages, labels, strict=True)]
 
@@ -259,7 +259,7 @@ def _open_config(spec: ModelSpec, pretrained: bool, cfg_options: dict | None) ->
         untouched = deepcopy(cfg.model)
         drop_pretrained(untouched)
         if untouched == cfg.model:
-            raise ValueError(f'--pretrained: CONFIG {spec.source} names no weights to start from; '
+            raise ValueError(f'pretrained: CONFIG {spec.source} names no weights to start from; '
                              'give it a CHECKPOINT.')
         check_pretrained(cfg, backbone)
     else:
@@ -274,7 +274,7 @@ def _open_config(spec: ModelSpec, pretrained: bool, cfg_options: dict | None) ->
     mean, std, bgr = _normalization(cfg)
     if is_number(spec.stage):
         if not isinstance(getattr(model, 'backbone', None), nn.Module):
-            raise ValueError(f'--stage {spec.stage}: the model of CONFIG {spec.source} has no '
+            raise ValueError(f'stage {spec.stage}: the model of CONFIG {spec.source} has no '
                              f'backbone; name a module: {children_of(model)}.')
         # The rest of the model would only take memory.
         backbone = model.backbone

@@ -32,9 +32,9 @@ def open_pictures(folder: str | None, count: int, size: int) -> FolderImages | G
         ValueError: If a number is out of range, or a image cannot be read.
     """
     if count < 1:
-        raise ValueError(f'--num-images {count}: give a positive number.')
+        raise ValueError(f'num_images {count}: give a positive number.')
     if size < SMALLEST:
-        raise ValueError(f'--size {size}: give at least {SMALLEST} pixels.')
+        raise ValueError(f'size {size}: give at least {SMALLEST} pixels.')
     return FolderImages(folder, count, size) if folder else GeneratedImages(count, size)
 
 
@@ -49,9 +49,9 @@ def describe(pictures: FolderImages | GeneratedImages, wanted: int) -> list[str]
         list[str]: At most one.
     """
     if isinstance(pictures, GeneratedImages):
-        return [f'No --images, so {pictures} are used. Published figures are of photographs.']
+        return [f'No images, so {pictures} are used. Published figures are of photographs.']
     if len(pictures) < wanted:
-        return [f'--images: {pictures.folder} holds {len(pictures)} pictures, not {wanted}: all '
+        return [f'images: {pictures.folder} holds {len(pictures)} pictures, not {wanted}: all '
                 'of them are used.']
     return []
 
@@ -79,14 +79,14 @@ def check_models(specs: list[ModelSpec], size: int, pretrained: bool = False,
         ValueError: As there, and if ``cfg_options`` have no config.
     """
     if cfg_options and all(spec.zoo for spec in specs):
-        raise ValueError('--cfg-options: none of the models is a config; leave it out.')
+        raise ValueError('cfg_options: none of the models is a config; leave it out.')
     if pretrained and all(spec.checkpoint for spec in specs):
-        raise ValueError('--pretrained: every model has a CHECKPOINT; leave it out.')
+        raise ValueError('pretrained: every model has a CHECKPOINT; leave it out.')
     files = [_file_name(spec.name) for spec in specs]
     for name in files:
         if files.count(name) > 1 or name in RESERVED:
-            raise ValueError(f'--name: the files of a model would be called {name}; give another '
-                             '--name.')
+            raise ValueError(f'name: the files of a model would be called {name}; give another '
+                             'name.')
     random, notes = [], []
     for spec in specs:
         model = open_model(spec, size, pretrained, cfg_options)

@@ -37,7 +37,7 @@ def output_number(network: Callable, stage: str) -> Callable[[torch.Tensor], tor
         index = int(stage)
         if not -len(outputs) <= index < len(outputs):
             raise StageError(
-                f'--stage {index}: the backbone gives {len(outputs)} outputs, numbered from 0, or '
+                f'stage {index}: the backbone gives {len(outputs)} outputs, numbered from 0, or '
                 'from -1 backwards. Name a module instead, or, in a config, other out_indices of '
                 'the backbone')
         return outputs[index]
@@ -68,7 +68,7 @@ def named_module(model: nn.Module, stage: str) -> nn.Module:
         inner = dict(module.named_children())
         if part not in inner:
             where = '.'.join(found) or 'the model itself'
-            raise StageError(f'--stage {stage}: there is no such module; {where} has '
+            raise StageError(f'stage {stage}: there is no such module; {where} has '
                              f'{", ".join(inner) or "none"}.')
         module, found = inner[part], [*found, part]
     return module
@@ -108,7 +108,7 @@ def forward_to(module: nn.Module, run: Callable, take_input: bool = False
         finally:
             handle.remove()
         if not caught:
-            raise StageError('--stage: this module is not called as a whole; name one inside it')
+            raise StageError('stage: this module is not called as a whole; name one inside it')
         result = caught[0]
         return result[-1] if isinstance(result, (list, tuple)) and result else result
 

@@ -86,7 +86,7 @@ def _timm_forward(network: nn.Module, spec: ModelSpec):
     if not is_number(spec.stage):
         return forward_to(named_module(network, spec.stage), network)
     if not hasattr(network, 'forward_intermediates'):
-        raise ValueError(f'--stage {spec.stage}: {spec.source} does not number its feature maps; '
+        raise ValueError(f'stage {spec.stage}: {spec.source} does not number its feature maps; '
                          f'name a module: {children_of(network)}.')
     return output_number(
         lambda images: network.forward_intermediates(
@@ -111,7 +111,7 @@ def _torchvision_forward(network: nn.Module, spec: ModelSpec):
     parts = dict(network.named_children())
     last = next((parts[part] for part in _LAST_PARTS if part in parts), None)
     if spec.stage != '-1' or ('avgpool' not in parts and last is None):
-        raise ValueError(f'--stage {spec.stage}: torchvision does not number the feature maps of '
+        raise ValueError(f'stage {spec.stage}: torchvision does not number the feature maps of '
                          f'{spec.source}; name a module: {children_of(network)}, or one inside.')
     if 'avgpool' in parts:
         return forward_to(parts['avgpool'], network, take_input=True)

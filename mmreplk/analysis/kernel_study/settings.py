@@ -50,18 +50,18 @@ class StudySettings:
     num_val: int = 200
 
     def __post_init__(self):
-        for option, values in (('--kernels', self.kernels), ('--seeds', self.seeds)):
+        for option, values in (('kernels', self.kernels), ('seeds', self.seeds)):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f'{option} {" ".join(map(str, values))}: give numbers that '
                                  'differ, at least one.')
         for size in self.kernels:
             if size < 3 or size % 2 == 0:
-                raise ValueError(f'--kernels {size}: give odd sizes from 3.')
+                raise ValueError(f'kernels {size}: give odd sizes from 3.')
             parse_arch(dict(large_kernel_sizes=[size], layers=[1], channels=[1],
                             small_kernel=small_kernel(size)))
         for seed in self.seeds:
             if seed < 0:
-                raise ValueError(f'--seeds {seed}: give numbers from 0.')
+                raise ValueError(f'seeds {seed}: give numbers from 0.')
         for option in ('iters', 'num_train', 'num_val'):
             if getattr(self, option) < 1:
                 raise ValueError(f'--{option.replace("_", "-")} {getattr(self, option)}: give a '
@@ -128,11 +128,11 @@ class KernelStudy:
                                   for key in {**found, **wanted}
                                   if found.get(key) != wanted.get(key))
                 raise FileExistsError(
-                    f'--out: {str(self.folder)!r} holds a study with other settings ({other}). '
-                    'Name another --out, or the settings of that study to go on with it.')
+                    f'out: {str(self.folder)!r} holds a study with other settings ({other}). '
+                    'Name another out, or the settings of that study to go on with it.')
         elif self.folder.exists() and (not self.folder.is_dir() or any(
                 path.name != LOCK for path in self.folder.iterdir())):
-            raise FileExistsError(f'--out: {str(self.folder)!r} exists and is no study of kernels. '
+            raise FileExistsError(f'out: {str(self.folder)!r} exists and is no study of kernels. '
                                   'Name a new or an empty folder.')
 
     @property
@@ -183,9 +183,9 @@ class KernelStudy:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BlockingIOError(
-                    f'--out: a study still runs in {str(self.folder)!r}, or one that was killed '
+                    f'out: a study still runs in {str(self.folder)!r}, or one that was killed '
                     'has left a process behind, which ends with its run. Wait, or name another '
-                    '--out.') from None
+                    'out.') from None
             yield file.fileno()
 
     def steps(self, run: Run) -> list[tuple[str, list]]:

@@ -24,7 +24,7 @@ def check_jobs(jobs: int) -> None:
         ValueError: If it is not positive.
     """
     if jobs < 1:
-        raise ValueError(f'--jobs {jobs}: give a positive number.')
+        raise ValueError(f'jobs {jobs}: give a positive number.')
 
 
 class RunFailed(RuntimeError):

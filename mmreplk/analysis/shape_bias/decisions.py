@@ -115,7 +115,7 @@ def parse_groups(arguments: Iterable[str]) -> dict[str, str]:
     for argument in arguments:
         name, equals, pattern = argument.partition('=')
         if not equals or not name or not pattern or name in groups:
-            raise ValueError(f'--group {argument}: give NAME=PATTERN, each name once, such as '
+            raise ValueError(f'group {argument}: give NAME=PATTERN, each name once, such as '
                              'people=subject-*.')
         groups[name] = pattern
     return groups
@@ -167,7 +167,7 @@ def read_decisions(paths: Iterable[str], groups: dict[str, str] | None = None
             decisions.add(row.shape, row.texture, row.answer)
     for name, pattern in groups.items():
         if name not in used:
-            raise ValueError(f'--group {name}={pattern}: matches no subject; there are '
+            raise ValueError(f'group {name}={pattern}: matches no subject; there are '
                              f'{", ".join(sorted(found))}.')
     for name, decisions in found.items():
         if not decisions.categories:

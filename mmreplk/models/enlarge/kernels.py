@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from mmcv.cnn import ConvModule
 from torch import nn
-from torch.nn.modules.batchnorm import BatchNorm, BatchNorm2d, SyncBatchNorm
+from torch.nn.modules.batchnorm import BatchNorm2d, SyncBatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from ...ops import LargeKernelDWConv2d
-from ...ops.torch_internals import children_of, has_forward_hooks
+from ...ops.torch_internals import BatchNorm, children_of, has_forward_hooks
 from ..reparam import ReparamLargeKernelConv
 from .conv import EnlargedConv, pads_itself
 

@@ -228,16 +228,16 @@ def test_default_shapes():
     crop = dict(type='CenterCrop', crop_size=224)
     assert shape('mmpretrain', dict(type='Resize', scale=256), crop) == (224, 224)
     assert shape('mmdet') == (800, 1280)
-    with pytest.raises(ValueError, match='--shape H W'):
+    with pytest.raises(ValueError, match='shape H W'):
         shape('mmseg', dict(type='LoadImageFromFile'))
 
 
 def test_what_cannot_be_counted():
     cfg = config('upernet_replknet31b_ade20k')
-    with pytest.raises(ValueError, match='--shape 0 512'):
+    with pytest.raises(ValueError, match='shape 0 512'):
         cost_of(cfg, (0, 512))
     fcn = stock_config('mmseg', 'fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py')
-    with pytest.raises(ValueError, match='--deploy: .* has nothing to merge'):
+    with pytest.raises(ValueError, match='deploy: .* has nothing to merge'):
         cost_of(fcn, deploy=True)
     no_head = deepcopy(cfg)
     no_head.model.decode_head.type = 'NoSuchHead'

@@ -41,9 +41,9 @@ def test_names_say_what_differs():
 @pytest.mark.parametrize(('arguments', 'options', 'message'), [
     (['w.pth'], {}, "'w.pth' is no model, and there is no model before"),
     (['a.py', 'w.pth', 'v.pth'], {}, "'v.pth' is no model, and a.py has its checkpoint"),
-    (['a.py'], dict(stages=['0', '1']), '--stage: given 2 times for 1 models'),
-    (['a.py', 'b.py'], dict(names=['x']), '--name: given 1 times for 2'),
-    (['a.py', 'b.py'], dict(names=['x', 'x']), '--name: two models have the same'),
+    (['a.py'], dict(stages=['0', '1']), 'stage: given 2 times for 1 models'),
+    (['a.py', 'b.py'], dict(names=['x']), 'name: given 1 times for 2'),
+    (['a.py', 'b.py'], dict(names=['x', 'x']), 'name: two models have the same'),
 ])
 def test_bad_arguments(arguments, options, message):
     with pytest.raises(ValueError, match=message):
@@ -63,9 +63,9 @@ def test_stages_by_number_and_by_module():
     assert output_number(lambda _: outputs, '-1')(images) is outputs[1]
     assert output_number(lambda _: outputs, '0')(images) is outputs[0]
     assert output_number(lambda _: outputs[0], '-1')(images) is outputs[0]
-    with pytest.raises(StageError, match='--stage 2: the backbone gives 2 outputs'):
+    with pytest.raises(StageError, match='stage 2: the backbone gives 2 outputs'):
         output_number(lambda _: outputs, '2')(images)
-    with pytest.raises(StageError, match='--stage 0.weight: there is no such module; 0 has none'):
+    with pytest.raises(StageError, match='stage 0.weight: there is no such module; 0 has none'):
         named_module(network, '0.weight')
     with pytest.raises(StageError, match='is not called'):
         forward_to(nn.Identity(), network)(images)
@@ -193,8 +193,8 @@ def test_checked_before_any_work(spec, options, message):
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
-    ((None, 0, 64), '--num-images 0'), ((None, 1, 31), '--size 31'),
-    (('gone', 1, 64), "--images: no such folder 'gone'")])
+    ((None, 0, 64), 'num_images 0'), ((None, 1, 31), 'size 31'),
+    (('gone', 1, 64), "images: no such folder 'gone'")])
 def test_bad_pictures(arguments, message, tmp_path):
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         open_pictures(*arguments)

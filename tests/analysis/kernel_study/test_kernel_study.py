@@ -52,12 +52,12 @@ TINY = StudySettings(kernels=(3, 7), seeds=(0, 1), iters=4, num_train=1, num_val
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-    (dict(kernels=(4, )), '--kernels 4: give odd sizes from 3'),
-    (dict(kernels=(1, )), '--kernels 1: give odd sizes from 3'),
+    (dict(kernels=(4, )), 'kernels 4: give odd sizes from 3'),
+    (dict(kernels=(1, )), 'kernels 1: give odd sizes from 3'),
     (dict(kernels=()), '--kernels'),
-    (dict(kernels=(3, 7, 3)), '--kernels 3 7 3: give numbers that differ'),
-    (dict(seeds=(1, 1)), '--seeds 1 1: give numbers that differ'),
-    (dict(seeds=(-1, )), '--seeds -1: give numbers from 0'),
+    (dict(kernels=(3, 7, 3)), 'kernels 3 7 3: give numbers that differ'),
+    (dict(seeds=(1, 1)), 'seeds 1 1: give numbers that differ'),
+    (dict(seeds=(-1, )), 'seeds -1: give numbers from 0'),
     (dict(iters=0), '--iters 0: give a positive number'),
     (dict(num_train=0), '--num-train 0'),
     (dict(num_val=-5), '--num-val -5'),
@@ -248,7 +248,7 @@ def test_a_failure_says_what_the_tool_said_and_ends_the_others(tmp_path, calls, 
 
 
 def test_jobs_are_checked(tmp_path):
-    with pytest.raises(ValueError, match='--jobs 0'):
+    with pytest.raises(ValueError, match='jobs 0'):
         train_all(KernelStudy(tmp_path / 'study', TINY), 0)
     assert not (tmp_path / 'study').exists()
 

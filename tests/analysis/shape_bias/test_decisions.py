@@ -114,7 +114,7 @@ def test_files_that_are_no_answers(write, tmp_path):
         write('agree.csv', 'net', [('cat1-cat2.png', 'cat')]))
     # A file twice, or two networks of one name, would be mixed up.
     assert f'CSV {good}, line 2: net answers cat1-dog1.png a second time' in message(good, good)
-    assert '--group people=subject-*: matches no subject; there are net.' in message(
+    assert 'group people=subject-*: matches no subject; there are net.' in message(
         good, groups={'people': 'subject-*'})
     with pytest.raises(FileNotFoundError):
         read_decisions([str(tmp_path / 'gone.csv')])
@@ -122,7 +122,7 @@ def test_files_that_are_no_answers(write, tmp_path):
 
 @pytest.mark.parametrize('arguments', [['people'], ['=a'], ['people='], ['a=b', 'a=c']])
 def test_groups_of_another_form(arguments):
-    with pytest.raises(ValueError, match=f'--group {arguments[-1]}: give NAME=PATTERN'):
+    with pytest.raises(ValueError, match=f'group {arguments[-1]}: give NAME=PATTERN'):
         parse_groups(arguments)
 
 
