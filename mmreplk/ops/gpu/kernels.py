@@ -7,7 +7,7 @@ images see their inputs through the same weights, so one channel is one matrix p
     B[(b, k), (a, t)] = w[b - a, k - t + shift]          (0 where there is no such tap)
 
 with ``(a, t)`` a place in the patch and ``(b, k)`` a place in the patch's input window. ``B`` is a
-Toeplitz matrix in rows and in columns. ``(b, k)`` runs in blocks of ``KU`` neighbouring columns;
+Toeplitz matrix in rows and in columns. ``(b, k)`` runs in blocks of ``KU`` neighboring columns;
 blocks outside of the map are left out.
 """
 

@@ -1,6 +1,6 @@
 """Launches the Triton kernels: arguments, grids, workspaces. What they compute: ``triton_kernels``.
 
-Everything runs on the current stream of the input's device, without synchronisation and without
+Everything runs on the current stream of the input's device, without synchronization and without
 reading device memory on the host, so that CUDA graphs can record it.
 """
 
