@@ -61,8 +61,8 @@ def find_resumable(cfg: Config) -> tuple[str | None, list[str]]:
         notes.append(f'resume: the checkpoint {path!r} {reason}.')
     if notes and not files:
         raise FileNotFoundError(
-            f'{notes[0]} There is no other checkpoint. Name one by load_from=FILE and resume=True, or '
-            'remove that file to start anew.')
+            f'{notes[0]} There is no other checkpoint. Name one by load_from=FILE and resume=True, '
+            'or remove that file to start anew.')
     if notes:
         raise ValueError('\n'.join(notes) + '\nresume: none of them can be used. Name another '
                          'one by load_from=FILE, or remove them to start anew.')

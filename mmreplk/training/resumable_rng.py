@@ -185,8 +185,8 @@ class RepeatableRandomHook(Hook):
         if get_world_size() > 1:  # each process has its own, and the first one alone writes
             runner.logger.warning(
                 f'The checkpoint lies within an accumulated step, after {gathered} of {counts} '
-                'iterations: a run resumed from it leaves their gradients out. Save at multiples of '
-                'optim_wrapper.accumulative_counts.')
+                'iterations: a run resumed from it leaves their gradients out. Save at multiples '
+                'of optim_wrapper.accumulative_counts.')
             return
         checkpoint[GRADIENTS] = {
             name: parameter.grad.cpu() for name, parameter in _bare(runner.model).named_parameters()

@@ -230,7 +230,8 @@ def convert(source: str, out: str, to: str = 'mmreplk', arch: str | None = None,
             lines.append(f'left out: {", ".join(left)}')
     averages = [name for name in EMA_WRAPPERS if name in checkpoint]
     if averages and not ema:
-        lines.append(f'{averages[0]} holds a moving average of the weights: ema=True takes it instead')
+        lines.append(f'{averages[0]} holds a moving average of the weights: ema=True takes it '
+                     'instead')
     meta = checkpoint.get('meta') if isinstance(checkpoint.get('meta'), Mapping) else {}
     kept = {name: meta[name] for name in DATASET_META if name in meta}
     kept['converted'] = dict(source=osp.basename(source), layout=found.layout, ema=ema)
