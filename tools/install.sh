@@ -234,6 +234,6 @@ if [ $with_ops = 1 ]; then
     "$py" -c 'import torch, mmcv._ext' || die "mmcv._ext does not import; remove $ops_dir and run this again"
 fi
 "$py" -c 'import mmseg, mmpretrain, mmreplk' >/dev/null || die "the installation does not import; remove $venv and run this again"
-step "$("$py" -c 'from mmreplk.ops import native; print("CPU kernels:", native.available()[1])')"
+step "$("$py" -c 'from mmreplk.ops.cpu import kernels; print("CPU kernels:", kernels.available()[1])')"
 echo "$wanted" >"$stamp"
 step "done: $(du -sh "$venv" | cut -f1) in $(basename "$venv")"
