@@ -235,5 +235,6 @@ def test_every_config_runs_through_the_tools(path, data_folder, tmp_path, tool):
     factor = drawn.shape[1] // given.shape[1]
     enlarged = given.repeat(factor, 0).repeat(factor, 1)
     assert drawn.shape[1] == enlarged.shape[1] >= 480
-    assert drawn.shape[0] > len(enlarged)
-    assert not np.array_equal(drawn[:len(enlarged)], enlarged)
+    assert np.ptp(drawn[len(enlarged):]) > 100
+    # The classes of a whole image stand in the legend alone.
+    assert np.array_equal(drawn[:len(enlarged)], enlarged) == (cfg.default_scope == 'mmpretrain')
