@@ -109,8 +109,11 @@ def no_thresholds(cfg: Config) -> list[str]:
 
 
 def half_crops(cfg: Config) -> list[str]:
-    """Options for crops of half the side in segmentation: the loss of 150 classes takes longest."""
-    if cfg.default_scope != 'mmseg':
+    """Options for crops of half the side in segmentation: the loss of 150 classes takes longest.
+
+    --reduce makes them small by itself.
+    """
+    if cfg.default_scope != 'mmseg' or (has_replknet(cfg) and not is_narrow(cfg)):
         return []
     pipeline = innermost(cfg.train_dataloader.dataset).pipeline
     index, crop = next((i, step) for i, step in enumerate(pipeline) if step['type'] == 'RandomCrop')
