@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not follow __getatt
     from .erf.models import ErfModel, ModelSpec, open_model, parse_models
     from .erf.plot import draw_heat_maps, draw_table
     from .erf.report import ErfResult, format_table, measure
+    from .kernel_study.camvid import CamVidSettings, CamVidStudy
     from .kernel_study.far_context import draw_picture
     from .kernel_study.plot import draw_study
     from .kernel_study.run import run_study
@@ -61,6 +62,8 @@ _MODULE_OF = {
     'time_by_kind': 'cost.profiling',
     'StudySettings': 'kernel_study.settings',
     'KernelStudy': 'kernel_study.settings',
+    'CamVidSettings': 'kernel_study.camvid',
+    'CamVidStudy': 'kernel_study.camvid',
     'run_study': 'kernel_study.run',
     'draw_study': 'kernel_study.plot',
     'draw_picture': 'kernel_study.far_context',
