@@ -1,7 +1,6 @@
 # CamVid on two CPU cores: 5000 iterations of AdamW, linear warm-up, then polynomial decay to zero.
-# What is validated, saved for the test and best is the average of the weights over some 500
-# iterations; it makes up for the noise of small batches. At first it follows more closely (gamma),
-# or it would hold the random weights of the start for a thousand iterations.
+# What is validated, saved for the test and best is the average of the weights over the last tenth
+# of the iterations so far; it makes up for the noise of small batches.
 max_iters = 5000
 optim_wrapper = dict(
     type='OptimWrapper',
@@ -16,6 +15,7 @@ train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=10
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 custom_hooks = [
-    dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.002, gamma=100, update_buffers=True)
+    dict(type='EMAHook', ema_type='MomentumAnnealingEMA', momentum=0.002, gamma=10,
+         update_buffers=True)
 ]
 randomness = dict(seed=0)
