@@ -21,6 +21,7 @@ def draw_runs(runs: list[RunCurves], path: str | BinaryIO,
     shown = metrics_to_show(runs, metrics)
     panels = [('loss', 'loss', False), ('learning rate', 'lr', False)]
     panels += [(key, key, True) for key in shown]
+    last = max(step for run in runs for step in run.train['loss'])
     figure = new_figure(3.2 * len(panels), 2.6, dpi=150)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (title, key, validated) in zip(axes, panels, strict=True):
@@ -31,7 +32,7 @@ def draw_runs(runs: list[RunCurves], path: str | BinaryIO,
                     linewidth=1.1, marker='o' if validated else None, markersize=3)
         ax.set_title(title, fontsize=8.5)
         ax.set_xlabel('iteration', fontsize=8)
-        ax.set_xlim(0, None)
+        ax.set_xlim(0, last)
         ax.tick_params(labelsize=7, length=2.5, width=0.6)
         ax.grid(linewidth=0.4, color='#dddddd')
         for side, spine in ax.spines.items():
