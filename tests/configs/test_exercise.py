@@ -32,6 +32,7 @@ METRICS = {
     'mmpretrain': {'accuracy/top1'},
 }
 IMAGES = {
+    'BaseSegDataset': 'camvid/images/test/0000.jpg',
     'ADE20KDataset': 'ade/ADEChallengeData2016/images/validation/ADE_val_00000001.jpg',
     'CityscapesDataset': 'cityscapes/leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png',
     'CocoDataset': 'coco/val2017/000000000001.jpg',
