@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -79,12 +80,24 @@ def measured(conv: nn.Conv2d, seen: Seen, trained: bool) -> tuple[float, float]:
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
 
-    ways = (large_kernel_dwconv2d, ), (F.conv2d, conv.groups)
-    times = [], []
+    return _in_turns(lambda: run(large_kernel_dwconv2d), lambda: run(F.conv2d, conv.groups))
+
+
+def clocked(layers: tuple[nn.Module, nn.Module], x: Tensor) -> tuple[float, float]:
+    """Seconds of two layers in inference, in turns: medians."""
+    def run(layer):
+        with torch.no_grad():
+            layer(x)
+
+    return _in_turns(*(partial(run, layer) for layer in layers))
+
+
+def _in_turns(*ways) -> tuple[float, ...]:
+    times = tuple([] for _ in ways)
     for turn in range(_ROUNDS + 2):
         for way, taken in zip(ways, times, strict=True):
             start = time.perf_counter()
-            run(*way)
+            way()
             if turn >= 2:
                 taken.append(time.perf_counter() - start)
     return tuple(map(statistics.median, times))

@@ -1,31 +1,54 @@
 """What deployed networks have for inference on a CPU, in networks of others."""
 
 import sys
+from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 # It needs the mm packages: imported where it is asked for alone.
 from ..models.cpu_inference.pointwise import PointwiseConv2d
+from .choice import Seen, clocked
 from .swap import is_plain_conv, swap, why_not
 from .table import Row
 
+# Weights and pixels below which a product of matrices gains less than it costs to choose it:
+# measured on two cores of AMD Zen 5.
+_FEWEST_WEIGHTS = 150_000
+_FEWEST_PIXELS = 16
 
-def accelerate_inference(model: nn.Module) -> list[Row]:
+
+def pointwise_convs(model: nn.Module) -> dict[nn.Module, str]:
+    """The 1x1 convolutions that may be products of matrices, with their names."""
+    return {module: name for name, module in model.named_modules()
+            if is_plain_conv(module) and _is_pointwise(module) and why_not(module) is None}
+
+
+def accelerate_inference(model: nn.Module, calls: Mapping[nn.Module, list[Seen]] | None,
+                         policy: str) -> list[Row]:
     """1x1 convolutions and UperNet's head.
 
     The layers decide at each call whether products of matrices can serve: on a CPU, channels-last,
     without gradients; else they are what they were.
 
+    Args:
+        model (nn.Module): The network.
+        calls (Mapping[nn.Module, list[Seen]], optional): The inputs of `pointwise_convs`, where
+            they are known.
+        policy (str): As of `accelerate`.
+
     Returns:
-        list[Row]: One for each layer that was changed.
+        list[Row]: One for each of these layers.
     """
     rows = []
-    for name, module in model.named_modules():
-        if why_not(module) is not None:
-            continue
-        if is_plain_conv(module) and _is_pointwise(module):
-            swap(module, PointwiseConv2d, activation=None)
-            rows.append(Row(name, '1x1', '', True, 'a matrix product where channels-last'))
+    for conv, name in pointwise_convs(model).items():
+        seen = None if calls is None or policy == 'all' else calls.get(conv, [])
+        size = ', '.join('x'.join(map(str, each.shape)) for each in seen or ())
+        reason = None if seen is None else _why_no_product(conv, seen, policy)
+        rows.append(Row(name, '1x1', size, reason is None,
+                        reason or 'a matrix product where channels-last'))
+        if reason is None:
+            swap(conv, PointwiseConv2d, activation=None)
     head = getattr(sys.modules.get('mmseg.models.decode_heads.uper_head'), 'UPerHead', None)
     for name, module in model.named_modules():
         if head is not None and type(module) is head and why_not(module) is None:
@@ -33,6 +56,32 @@ def accelerate_inference(model: nn.Module) -> list[Row]:
             swap(module, UPerHead, resize_last=True)
             rows.append(Row(name, 'UPerHead', '', True, 'resizes behind its convolutions'))
     return rows
+
+
+def _why_no_product(conv: nn.Conv2d, seen: list[Seen], policy: str) -> str | None:
+    """Why a 1x1 convolution stays one, for inputs of these sizes; None if it does not."""
+    if not seen:
+        return 'not called by this input'
+    images = [each for each in seen if len(each.shape) == 4]
+    makes = [torch.empty_strided(each.shape, each.strides, device='meta') for each in images]
+    if len(images) < len(seen) or not all(
+            x.is_contiguous(memory_format=torch.channels_last) and x.shape[1] > 1 for x in makes):
+        return 'a convolution where not channels-last'
+    if policy == 'measure':
+        product = PointwiseConv2d(conv.in_channels, conv.out_channels, bias=conv.bias is not None)
+        product = product.to(conv.weight).eval()
+        times = [clocked((product, conv), each.make()) for each in seen]
+        ours, stock = (sum(each) for each in zip(*times, strict=True))
+        return None if ours <= stock else f"slower: measured {ours / stock:.2f} of PyTorch's time"
+    # The convolution first sorts its weights, which a product does not. That shows where they are
+    # many, and more than what is read and written.
+    weights = conv.in_channels * conv.out_channels
+    values = sum(each.shape.numel() // conv.in_channels for each in seen) / len(seen) * (
+        conv.in_channels + conv.out_channels)
+    pixels = min(each.shape[0] * each.shape[2] * each.shape[3] for each in seen)
+    if weights >= max(_FEWEST_WEIGHTS, values) and pixels >= _FEWEST_PIXELS:
+        return None
+    return 'estimated to gain nothing: few weights beside the feature map'
 
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:

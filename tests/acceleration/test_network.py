@@ -80,10 +80,10 @@ def test_table():
 
 def test_table_as_text():
     table = Table([Row('a.b', '7x7', '1x8x9x9', True, 'estimated 0.5'),
-                   Row('c', '13x13', '', False, 'slower: estimated 2')])
+                   Row('c', '13x13', '', False, 'no clear gain: estimated 2')])
     header, *lines = str(table).splitlines()
     assert header.index('decision') == lines[0].index('faster') == lines[1].index('left')
-    assert table.summary() == 'accelerated 1 of 2 layers (1 of 7x7); left: 1 (slower)'
+    assert table.summary() == 'accelerated 1 of 2 layers (1 of 7x7); left: 1 (no clear gain)'
 
 
 def test_what_the_estimates_say_is_slower_stays():

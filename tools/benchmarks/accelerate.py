@@ -35,20 +35,24 @@ def build(name: str) -> torch.nn.Module:
         import torchvision
         model = getattr(torchvision.models, network)()
     elif package == 'mmpretrain':
+        import mmpretrain.models  # noqa: F401  # registers them
+        from mmengine.registry import DefaultScope
         from mmpretrain.registry import MODELS
-        model = MODELS.build(MMPRETRAIN[network])
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            model = MODELS.build(MMPRETRAIN[network])
     elif package == 'mmseg':
         from mmseg.models.backbones import MSCAN
         model = MSCAN(embed_dims=[32, 64, 160, 256], depths=[3, 3, 5, 2], drop_path_rate=0.0,
                       norm_cfg=dict(type='BN'))
     else:
+        import mmdet.models  # noqa: F401  # registers them
         from mmdet.registry import MODELS
         from mmengine.hub import get_config
-        from mmengine.registry import init_default_scope
+        from mmengine.registry import DefaultScope
         cfg = get_config('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py')
         cfg.model.backbone.init_cfg = cfg.model.test_cfg = None
-        init_default_scope('mmdet')
-        model = MODELS.build(cfg.model)
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            model = MODELS.build(cfg.model)
     model.eval()  # of mmpretrain's it returns nothing
     # Scales of layers that start near zero would hide what a branch computes.
     for parameter in model.parameters():
