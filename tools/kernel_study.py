@@ -13,6 +13,7 @@ import signal
 import sys
 
 try:
+    import mmreplk.commands  # noqa: F401  # first: says what is missing
     from mmreplk.analysis.kernel_study import (
         run as kernel_study_run,
         settings as kernel_study,
