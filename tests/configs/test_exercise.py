@@ -32,6 +32,7 @@ METRICS = {
     'mmpretrain': {'accuracy/top1'},
 }
 IMAGES = {
+    'BaseSegDataset': 'camvid/images/test/0000.jpg',
     'ADE20KDataset': 'ade/ADEChallengeData2016/images/validation/ADE_val_00000001.jpg',
     'CityscapesDataset': 'cityscapes/leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png',
     'CocoDataset': 'coco/val2017/000000000001.jpg',
@@ -238,5 +239,6 @@ def test_every_config_runs_through_the_tools(path, data_folder, tmp_path, tool):
     factor = drawn.shape[1] // given.shape[1]
     enlarged = given.repeat(factor, 0).repeat(factor, 1)
     assert drawn.shape[1] == enlarged.shape[1] >= 480
-    assert drawn.shape[0] > len(enlarged)
-    assert not np.array_equal(drawn[:len(enlarged)], enlarged)
+    assert np.ptp(drawn[len(enlarged):]) > 100
+    # The classes of a whole image stand in the legend alone.
+    assert np.array_equal(drawn[:len(enlarged)], enlarged) == (cfg.default_scope == 'mmpretrain')

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HOSTED = 'https://download.openmmlab.com/mmclassification/v0/replknet/replknet-'
 # The same models, trained or evaluated in another way, what has no figure, and drawn data.
 WITHOUT_ENTRY = re.compile(
-    r'.*_fsdp|.*_shape_bias|.*_dilated_.*|upernet_replknet_narrow_scenes|kernel_study_far_context')
+    r'.*_fsdp|.*_shape_bias|.*_dilated_.*|.*_camvid|.*_nuts|upernet_replknet_narrow_scenes|'
+    r'kernel_study_far_context')
 
 
 @pytest.fixture(scope='module')
