@@ -8,6 +8,7 @@ import os.path as osp
 import sys
 
 try:
+    import mmreplk.commands  # noqa: F401  # first: says what is missing
     from mmreplk.analysis.confusion import matrix, plot
     from mmreplk.commands import arguments as cli, checks as preflight
     from mmreplk.files import write_new

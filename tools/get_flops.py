@@ -12,6 +12,7 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '6')
 
 try:
     import mmreplk  # noqa: F401  # registers RepLKNet
+    import mmreplk.commands  # noqa: F401  # first: says what is missing
     from mmreplk.analysis import cost_of, draw_costs, format_cost, format_shares, latency_of
     from mmreplk.commands import arguments as cli, checks as preflight, launch
     from mmreplk.files import write_new

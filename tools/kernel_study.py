@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 try:
+    import mmreplk.commands  # noqa: F401  # first: says what is missing
     from mmreplk.analysis.kernel_study import (
         camvid,
         run as kernel_study_run,

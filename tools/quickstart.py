@@ -14,8 +14,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+try:
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+except ImportError as error:
+    sys.exit(f'quickstart.py: error: {error}. `bash tools/quickstart.sh` installs what it needs.')
 
 REPO = Path(__file__).resolve().parents[1]
 TOOLS = REPO / 'tools'

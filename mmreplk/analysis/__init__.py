@@ -8,6 +8,8 @@ Names are imported when they are asked for, so that what needs no mm package wor
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ..packages import need_mm
+
 if TYPE_CHECKING:  # for editors and type checkers, which do not follow __getattr__
     from ..models.enlarge.kernels import enlarge_kernels, remove_shortcuts
     from ..models.reparam import merge_kernels
@@ -100,7 +102,13 @@ __all__ = list(_MODULE_OF)
 def __getattr__(name: str):
     if name not in _MODULE_OF:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(import_module(f'.{_MODULE_OF[name]}', __name__), name)
+    try:
+        module = import_module(f'.{_MODULE_OF[name]}', __name__)
+    except ModuleNotFoundError as error:
+        if (error.name or '').split('.')[0] in ('mmengine', 'mmcv'):
+            need_mm(f'{__name__}.{name}')
+        raise
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

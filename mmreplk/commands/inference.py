@@ -52,7 +52,8 @@ def build_predictor(cfg: Config, checkpoint: str, device: str | None, score_thr:
     Returns:
         Callable: Takes an image as OpenCV reads it, BGR ``(H, W, 3)`` uint8.
     """
-    set_default_visualizer(cfg)  # the inferencers need one
+    set_default_visualizer(cfg)  # the inferencers need one, and nowhere to draw
+    cfg.visualizer['vis_backends'] = []
     use_known_names(cfg)
     if cfg.default_scope == 'mmseg':
         from mmseg.apis import MMSegInferencer

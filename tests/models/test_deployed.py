@@ -122,3 +122,19 @@ def test_a_subclass_computes_channels_last_too(tiny_arch):
         fast = model(x)
     assert layouts == [False, True]
     assert all(out.is_contiguous() for out in (*outs, *fast))
+
+
+@torch.no_grad()
+def test_compiled_once(tiny_arch, randomize_norms):
+    """torch.compile finds one graph without breaks, and another call of that shape keeps to it."""
+    model = randomize_norms(RepLKNet(tiny_arch)).eval()
+    model.switch_to_deploy()
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend='eager', fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(2):
+            x = torch.randn(1, 3, 64, 64)
+            for given, wanted in zip(compiled(x), model(x), strict=True):
+                torch.testing.assert_close(given, wanted)
+        with pytest.raises(Exception, match='size mismatch'):  # the setting acts
+            compiled(torch.randn(1, 3, 96, 64))

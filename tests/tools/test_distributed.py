@@ -158,11 +158,14 @@ def test_a_worker_dies(bench, agents):
     assert agent.wait(TOO_LONG) == 0, agent.log.read_text()
     assert 'resumed epoch' in agent.log.read_text()
 
-    agent = agents.start('tiny.py', 2, '--work-dir', 'again', *LONG, MAX_RESTARTS=1)
+    # Those that died do not keep the work dir from those that come after them.
+    agent = agents.start('tiny.py', 2, '--work-dir', 'again', *LONG, MAX_RESTARTS=2)
     agents.wait_for('again/epoch_2.pth', agent)
     agents.signal_worker(agent, 0)
+    agents.wait_for('again/epoch_12.pth', agent)
+    agents.signal_worker(agent, 1)
     assert agent.wait(TOO_LONG) == 0, agent.log.read_text()
-    assert 'resumed epoch' in agent.log.read_text()
+    assert agent.log.read_text().count('resumed epoch') == 2
     equal(weights(bench, 'killed', 'epoch_40.pth'), weights(bench, 'again', 'epoch_40.pth'),
           rtol=0, atol=0)
 
