@@ -93,7 +93,7 @@ def estimate(problem: Problem, task: str = 'forward', allow_tf32: bool = True,
     device = device or arch_of(problem.device)
     mode = mode_of(problem.dtype, allow_tf32)
     variant = ranked(problem, task, mode, device)[0]
-    copy = copy_time(problem, device) if variant.more else 0.0
+    copy = copy_time(problem, task, device) if variant.more else 0.0
     problem, tile = widened(problem, task, variant.more), variant.tile
     if task == 'weight_grad':
         return copy + grad_time(problem, tile, mode, device)

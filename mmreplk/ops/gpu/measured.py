@@ -6,7 +6,6 @@ kind times a few variants of each family that can serve, and PyTorch, on its own
 the user's cache (cache.py) keeps the winner for later processes. Elsewhere nothing is timed.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -165,7 +164,7 @@ def seconds_of(run: Callable[[], Tensor], device: torch.device) -> float:
             start = time.perf_counter()
             run()
             times.append(time.perf_counter() - start)
-        return statistics.median(times)
+        return sorted(times)[REPEATS // 2]
     with torch.cuda.device(device):
         events = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
         events[0].record()
@@ -173,8 +172,8 @@ def seconds_of(run: Callable[[], Tensor], device: torch.device) -> float:
             run()
             event.record()
         events[-1].synchronize()
-        return 1e-3 * statistics.median(
-            start.elapsed_time(end) for start, end in zip(events, events[1:], strict=False))
+        times = [a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False)]
+        return 1e-3 * sorted(times)[REPEATS // 2]
 
 
 def _attempt(run: Callable[[], Tensor], device: torch.device) -> float:

@@ -1,9 +1,10 @@
 """The first use of a kernel on a device: a small problem beside float64, and the outcome kept.
 
 Two channels and a few images of the caller's kernel size, compiled as for the caller. Inputs,
-results and workspaces lie between margins of NaN and are full of it before they are written. Costs
-one launch, PyTorch's convolution in float64 and one synchronization, beside the compilation that
-the caller's problem needs anyway; once for each device, driver, version and compiled kernel.
+results and workspaces lie between margins of a huge number, and are full of it before they are
+written. Costs one launch, PyTorch's convolution in float64 and one synchronization, beside the
+compilation that the caller's problem needs anyway; once for each device, driver, version and
+compiled kernel.
 """
 
 import threading

@@ -45,9 +45,13 @@ def widened(problem: Problem, task: str, more: int) -> Problem | None:
     return problem._replace(width=width, padding=(top, bottom, left, right - more))
 
 
-def copy_time(problem: Problem, device: Arch) -> float:
-    """Seconds that a copy of both feature maps takes at most."""
-    return COPY_CALL + 2 * problem.bytes_moved / (device.memory * COPY)
+def copy_time(problem: Problem, task: str, device: Arch) -> float:
+    """Seconds that the copies take which `Variant.more` makes: read and written once."""
+    maps = problem.height * problem.width
+    if task == 'weight_grad':
+        maps += problem.out_size[0] * problem.out_size[1]
+    size = problem.batch * problem.channels * maps * problem.dtype.itemsize
+    return COPY_CALL + 2 * size / (device.memory * COPY)
 
 
 @cached
@@ -60,7 +64,7 @@ def ranked(problem: Problem, task: str, mode: str, device: Arch) -> tuple[Varian
         wide = widened(problem, task, more)
         if wide is None:
             continue
-        copy = copy_time(problem, device) if more else 0.0
+        copy = copy_time(problem, task, device) if more else 0.0
         options += [(copy + time_of(wide, tile, mode, device), Variant(more, tile))
                     for tile in tiles.usable(wide, task, mode, device.capability)]
     found = [variant for _, variant in sorted(options, key=lambda pair: pair[0])]
