@@ -72,7 +72,7 @@ def _known_or_found(family, device, key, small, task, mode, variant) -> str:
         return outcome
     if isinstance(outcome, str):
         return f'{outcome} (found earlier; delete {cache.path_of(file)} to have it checked again)'
-    outcome = _outcome(family, device, small, task, mode, variant)
+    outcome = outcome_of(family, device, small, task, mode, variant)
     cache.add(file, facts, {key: outcome})
     return outcome
 
@@ -82,8 +82,9 @@ def loaded(name: tuple[str, str, str]) -> None:
     _loaded.add(name)
 
 
-def _outcome(family: Family, device, p: Problem, task: str, mode: str, variant) -> str:
-    """`RIGHT`, or what is wrong."""
+def outcome_of(family: Family, device: torch.device, p: Problem, task: str, mode: str, variant
+               ) -> str:
+    """`RIGHT`, or what is wrong with a family's kernels on a problem, in poisoned memory."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):

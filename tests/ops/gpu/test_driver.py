@@ -139,3 +139,39 @@ def test_another_architecture(gpu, data):
     weight.requires_grad_()
     with pytest.warns(RuntimeWarning, match="'triton' kernels failed"):
         large_kernel_dwconv2d(x, weight, bias, padding=padding)
+
+
+def test_what_first_gpu_compiles_in_threads(gpu, monkeypatch, tmp_path):
+    """Triton's real compiler, nothing launched; what is called afterwards needs no compiler."""
+    from pathlib import Path
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[3] / 'tools/benchmarks'))
+    import gpu_parts
+    import gpu_time
+    from rows import RowFile
+
+    class Machine:
+        device, spoken = torch.device('cpu'), 'cpu'
+
+        def synchronize(self):
+            pass
+
+    monkeypatch.setattr(gpu_time, 'FACTS', [])
+    monkeypatch.setattr(gpu_time, 'classes', lambda variants, most: list(variants[:1]))
+    context = gpu_parts.Context(Machine(), RowFile(tmp_path / 'rows.jsonl'), gpu_parts.Scale(
+        batch=2, channels=4, maps=(16, ), kernel=5), {})
+    monkeypatch.setattr(context, 'stack', lambda: [
+        ('fp16', context.problem('fp16', 2, 4, 16, 16, (5, 5)))])
+    gpu_time.compile_all(context)
+    assert [row['status'] for row in context.rows] == ['ok', 'ok']
+    assert {row['task'] for row in context.rows} == {'forward', 'weight_grad'}
+    assert not gpu.launches
+    compiled = {name: sum(len(cache[0]) for cache in getattr(kernels, name).device_caches.values())
+                for name in ('forward_kernel', 'weight_grad_kernel', 'toeplitz_kernel')}
+    assert set(compiled.values()) == {1}
+    _, problem = context.stack()[0]
+    x, weight = torch.zeros(2, 4, 16, 16).half(), torch.zeros(4, 1, 5, 5).half()
+    monkeypatch.setattr(compiler, 'compile', lambda *args, **kwargs: pytest.fail('compiled anew'))
+    variant = families.FAMILIES['triton'].variants(problem, 'forward', 'half', launch.arch_of(
+        'cpu'))[0]
+    launch.forward(x, weight, None, problem, True, variant.tile, variant.more)
+    assert [name for name, _ in gpu.launches] == ['toeplitz_kernel', 'forward_kernel']
