@@ -211,7 +211,7 @@ def _served(problem: Problem, task: str, backend: str, strict: bool, x: Tensor, 
             bias: Tensor | None, run: Callable[[str], Tensor]) -> Tensor:
     """What ``run`` makes with the backend, or with another where that fails on a GPU."""
     device = x.device
-    if backend == 'auto' and is_open(problem, task, device):
+    if backend == 'auto' and is_open(problem, task, device) and not health.is_capturing(device):
         measured.measure(problem, task, x, other, bias, partial(run, 'torch'))
         plans.clear()
         prepared_calls.clear()

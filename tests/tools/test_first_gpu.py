@@ -94,12 +94,18 @@ def gpu(tool, monkeypatch):
     monkeypatch.setattr(arch, 'DEVICE_TYPES', ('cuda', 'cpu'))
     monkeypatch.setattr(versions, 'driver', lambda: '580.1')
     monkeypatch.setattr(ceilings, 'measure', lambda device, dtype: ceilings.Ceilings(1e10, 1e10))
-    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
     monkeypatch.setattr(tiles, 'TABLE', tiles.TABLE)
     health.forget()
     selfcheck.forget()
-    yield machine
-    monkeypatch.undo()
+    # Where a test of this process has imported PyTorch's own tests, its switches are locked.
+    with getattr(torch.backends, '__allow_nonbracketed_mutation')():
+        switches = [(where, name, getattr(where, name)) for where, name in (
+            (torch.backends.cudnn, 'benchmark'), (torch.backends.cudnn, 'allow_tf32'),
+            (torch.backends.cuda.matmul, 'allow_tf32'))]
+        yield machine
+        for where, name, value in switches:
+            setattr(where, name, value)
+    monkeypatch.undo()  # nothing of it is a switch
     health.forget()
     selfcheck.forget()
 

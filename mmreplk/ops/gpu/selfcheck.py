@@ -85,11 +85,11 @@ def loaded(name: tuple[str, str, str]) -> None:
 def outcome_of(family: Family, device: torch.device, p: Problem, task: str, mode: str, variant
                ) -> str:
     """`RIGHT`, or what is wrong with a family's kernels on a problem, in poisoned memory."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator('cpu').manual_seed(0)
 
     def normal(*shape):
-        values = torch.randn(shape, generator=generator).to(p.dtype).to(device)
-        return memory.in_poison(values)
+        values = torch.randn(shape, generator=generator, device='cpu', dtype=torch.float32)
+        return memory.in_poison(values.to(p.dtype).to(device))
 
     x = normal(p.batch, p.channels, p.height, p.width)
     with torch.no_grad(), memory.poisoned() as margins_are_intact:
