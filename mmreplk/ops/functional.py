@@ -121,7 +121,7 @@ def large_kernel_dwconv2d(x: Tensor,
         return _pytorch(x, weight, bias, stride, padding, dilation, relu)
     if key is not None and not is_open:
         ready.keep_call(key, _by_pytorch(stride, padding, dilation, problem) if chosen == 'torch'
-                        else dispatch.prepared(problem, chosen, x.stride()))
+                        else dispatch.prepared(problem, chosen, x.stride(), backend))
     if chosen == 'torch' and not is_open and not (
             backend == 'auto' and _trains_better(weight, problem)):
         return _by_pytorch(stride, padding, dilation, problem)(x, weight, bias)
