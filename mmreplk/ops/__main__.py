@@ -133,12 +133,13 @@ def table(shape: tuple[int, ...], kernel: tuple[int, int], dtype: str, device: s
            + (f'CPU, {torch.get_num_threads()} threads' if device.type == 'cpu' else str(device)))
     yield ''
     for format_name, problem in problems.items():
-        choices = {'forward': dispatch.choose(problem)}
+        choices = {'forward': dispatch.choose(problem, device=device)}
         if backward and dispatch.one_backward((problem, ), 'auto'):
             yield f"{format_name}, both gradients: 'auto' takes one pass of fft, faster than apart"
         elif backward:
-            choices |= {'input gradient': dispatch.choose(problem.of_input_grad()),
-                        'weight gradient': dispatch.choose_weight_grad(problem)}
+            choices |= {
+                'input gradient': dispatch.choose(problem.of_input_grad(), device=device),
+                'weight gradient': dispatch.choose_weight_grad(problem, device=device)}
         for task, choice in choices.items():
             yield f"{format_name}, {task}: 'auto' takes {choice.backend}: {choice.reason}"
     yield ''

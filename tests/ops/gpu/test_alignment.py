@@ -220,3 +220,40 @@ def test_interpreted_kernels_that_are_wrong_do_not_pass(monkeypatch):
     monkeypatch.setattr(kernels, 'forward_kernel', right)
     monkeypatch.setattr(kernels, 'toeplitz_kernel', Lazy())
     assert 'is wrong' in outcome()
+
+
+@here
+def test_interpreted_end_to_end(monkeypatch, on_cpu, compare):
+    """The public function in training: checked first, by Triton in every pass, in silence."""
+    import warnings
+
+    from mmreplk.ops import dispatch, large_kernel_dwconv2d
+    from mmreplk.ops.gpu import families
+    family = backend.FAMILY._replace(supports=launch.supports, estimate=lambda problem, task: 1e-9)
+    monkeypatch.setitem(families.FAMILIES, 'triton', family)
+    monkeypatch.setitem(dispatch.BACKENDS, 'triton', dispatch.BACKENDS['triton']._replace(
+        supports=family.supports, estimate=family.estimate))
+    launched = []
+    for task in ('_forward', '_weight_grad'):
+        right = getattr(launch, task)
+        monkeypatch.setattr(launch, task, lambda *args, task=task, right=right: launched.append(
+            task) or right(*args))
+    dispatch.forget()
+    p = make(HALF, (3, 4, 14, 7), (5, 5), device='cpu', has_bias=True)
+    x, weight = torch.randn(3, 4, 14, 7).half(), torch.randn(4, 1, 5, 5).half()
+    bias, grad = torch.randn(4).half(), torch.randn(p.out_shape).half()
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for turn in range(2):
+            out = large_kernel_dwconv2d(x, weight, bias, padding=2)
+            found = torch.autograd.grad(out, leaves, grad)
+            # Each pass once, and in the first turn its check before it; no bias in the backward.
+            assert len(launched) == (3 if turn else 6)
+            launched.clear()
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    expected = torch.nn.functional.conv2d(*wide, padding=2, groups=4)
+    compare(out.detach(), expected.detach(), HALF)
+    for ours, theirs in zip(found, torch.autograd.grad(expected, wide, grad.double()),
+                            strict=True):
+        compare(ours, theirs, HALF)
