@@ -11,7 +11,6 @@ import pytest
 from mmreplk.ops import large_kernel_dwconv2d
 from mmreplk.ops.gpu import cache
 
-ROOT = Path(__file__).resolve().parents[3]
 ABOUT = dict(device='a', driver='1')
 
 
@@ -82,13 +81,14 @@ def test_a_folder_without_permission(tmp_path, monkeypatch):
 
 def test_several_processes_write_at_once(own_cache):
     code = f'''
-import sys
-from mmreplk.ops.gpu import cache
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location('cache', {cache.__file__!r})
+cache = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cache)
 for i in range(15):
     assert cache.add('x', {ABOUT!r}, {{sys.argv[1] + str(i): i}})
 '''
-    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    running = [subprocess.Popen([sys.executable, '-c', code, name], env=env) for name in 'abc']
+    running = [subprocess.Popen([sys.executable, '-S', '-c', code, name]) for name in 'abc']
     assert [each.wait() for each in running] == [0, 0, 0]
     rows = cache.read('x', ABOUT)
     assert rows == {f'{name}{i}': i for name in 'abc' for i in range(15)}
