@@ -1,5 +1,6 @@
 """Packaging of mmreplk. The configs and tools travel inside the wheel, under ``mmreplk/.mim``."""
 
+import os
 import re
 import shutil
 import sys
@@ -11,6 +12,9 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 CSRC = 'mmreplk/ops/cpu/csrc'
+VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'mmreplk/version.py').read_text())[1]
+# Such as https://github.com/OWNER/NAME, where a release is to be seen.
+REPOSITORY = os.environ.get('MMREPLK_REPOSITORY', '').rstrip('/')
 # The maintained set of the mm packages. OpenMMLab's own: requirements/openmmlab.txt.
 _MM = ['onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6']
 EXTRAS = dict(
@@ -39,10 +43,26 @@ class BuildWithMim(build_py):
 
 
 def description() -> str:
-    """The README without what leads into the checkout: no such images, of links the text."""
+    """The README as it stands outside of the checkout.
+
+    Links and images lead to the repository, at the tag of this version, if ``MMREPLK_REPOSITORY``
+    names it. Else such images are left out, and of links the text stays.
+    """
     text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    if REPOSITORY:
+        text = re.sub(r'(!\[[^\]]*\]\()(?!https?:)', rf'\1{REPOSITORY}/raw/v{VERSION}/', text)
+        return re.sub(r'((?<!!)\[[^\]]+\]\()(?!https?:|#)', rf'\1{REPOSITORY}/blob/v{VERSION}/',
+                      text)
     text = re.sub(r'^!\[[^\]]*\]\((?!https?:)[^)]*\)\n\n?(\*[^*]+\*\n\n)?', '', text, flags=re.M)
     return re.sub(r'(?<!!)\[([^\]]+)\]\((?!https?:)[^)]*\)', r'\1', text)
+
+
+def addresses() -> dict[str, str]:
+    """The links that an index shows beside the package."""
+    own = {'Repository': REPOSITORY, 'Issues': f'{REPOSITORY}/issues',
+           'Changelog': f'{REPOSITORY}/blob/v{VERSION}/CHANGELOG.md'} if REPOSITORY else {}
+    return {**own, 'Paper': 'https://arxiv.org/abs/2203.06717',
+            'Code of the authors': 'https://github.com/DingXiaoH/RepLKNet-pytorch'}
 
 
 def extensions():
@@ -81,14 +101,13 @@ class BuildKernels(build_ext):
 
 setup(
     name='mmreplk',
-    version=re.search(r"__version__ = '(.+)'", (ROOT / 'mmreplk/version.py').read_text())[1],
+    version=VERSION,
     description='RepLKNet, kernels up to 31x31, for MMSegmentation, MMDetection and MMPretrain',
     long_description=description(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     license_expression='Apache-2.0',
-    project_urls={'Paper': 'https://arxiv.org/abs/2203.06717',
-                  'Code of the authors': 'https://github.com/DingXiaoH/RepLKNet-pytorch'},
+    project_urls=addresses(),
     license_files=['LICENSE'],
     author='The mmreplk contributors',
     keywords=['RepLKNet', 'large kernels', 'depth-wise convolution', 'OpenMMLab',

@@ -38,6 +38,7 @@ if has_mm():
     from .training import (  # noqa: F401  # registers them
         checkpoint_hook,
         data_hook,
+        drawing_hook,
         finite_loss,
         fsdp,
         layer_decay,

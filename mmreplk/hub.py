@@ -12,6 +12,9 @@ from torch import nn
 
 from .config.files import PREFIX, config_path, config_root
 
+# What the metafile has for an address where there is none, in words for MIM's users.
+NONE = 'none '
+
 
 def find_weights(name: str) -> str:
     """The address of the weights that ``configs/metafile.yml`` lists for a config.
@@ -28,8 +31,9 @@ def find_weights(name: str) -> str:
     models = {Path(entry['Config']).name: entry
               for entry in load(config_root() / 'metafile.yml')['Models']}
     entry = models.get(name, {})
-    if 'Weights' in entry:
-        return entry['Weights']
+    weights = entry.get('Weights', NONE)
+    if not weights.startswith(NONE):
+        return weights
     source = entry.get('Converted From', {}).get('Weights')
     remedy = (f'The authors offer theirs at {source}; download them, convert them with '
               'tools/convert_checkpoint.py, and load the result' if source else

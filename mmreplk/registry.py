@@ -31,7 +31,7 @@ def _child(name: str, *modules: str) -> Registry:
 MODELS = _child('MODELS', 'models')
 HOOKS = _child(
     'HOOKS', 'acceleration.hook', 'training.checkpoint_hook', 'training.cpu_fallbacks',
-    'training.data_hook', 'training.finite_loss', 'training.metrics_file',
+    'training.data_hook', 'training.drawing_hook', 'training.finite_loss', 'training.metrics_file',
     'training.recipe_samples', 'training.resumable_rng', 'training.work_dir_lock')
 DATASETS = _child('DATASETS', 'training.guarded_dataset')
 DATA_SAMPLERS = _child('DATA_SAMPLERS', 'training.resumable_rng')

@@ -26,6 +26,8 @@ share_cores() {
         has_gpu || threads=$(($(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) / $1))
         export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
     fi
+    # As MMEngine would set it, in every process and with a warning from each.
+    export MKL_NUM_THREADS="${MKL_NUM_THREADS:-$OMP_NUM_THREADS}"
 }
 
 # run_distributed N SCRIPT ARGUMENT...: N processes on this machine, by torchrun.

@@ -7,21 +7,27 @@
 #   bash tools/install.sh --set openmmlab [--with-ops]
 #                                      OpenMMLab's original packages instead of the maintained ones,
 #                                      from requirements/openmmlab.txt, into .venv-openmmlab
+#   bash tools/install.sh --torch 2.15.0
+#                                      the maintained packages with another torch, and torchvision as
+#                                      it fits, into .venv-torch-2.15.0: to try what is not pinned
 #
 # A second run changes nothing; an interrupted one can be repeated and goes on where it was, the
 # operator build included. PYTHON names the interpreter for a new .venv (3.10 to 3.12),
 # MMREPLK_CACHE the folder of built wheels (default: mmreplk in the user's cache folder).
 set -euo pipefail
 
-usage() { sed -n '2,13s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,16s/^# \{0,1\}//p' "$0"; }
 die() { echo "install.sh: error: $*" >&2; exit 1; }
 step() { echo "[install] $*"; }
 
-with_ops=0 set=onedl
+with_ops=0 set=onedl other_torch=
 while [ $# -gt 0 ]; do
     case "$1" in
         --with-ops) with_ops=1 ;;
         --set) set=${2:-}; shift ;;
+        --torch) other_torch=${2:-}; shift
+            [[ $other_torch =~ ^[0-9]+\.[0-9]+\.[0-9]+$ ]] ||
+                die "--torch must be a version such as 2.15.0, not '$other_torch'" ;;
         -h | --help) usage; exit 0 ;;
         *) usage >&2; die "unknown argument '$1'" ;;
     esac
@@ -36,6 +42,7 @@ esac
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 requirements=requirements/$set.txt
+[ -z "$other_torch" ] || venv=.venv-torch-$other_torch
 venv=$root/$venv
 cache=${MMREPLK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmreplk}
 
@@ -60,13 +67,13 @@ find_python() {
     die "no Python 3.10 to 3.12 found; install one, or name it: PYTHON=/path/to/python3.11 bash tools/install.sh"
 }
 
-pinned() { sed -n "s/^$1==\([^ ]*\).*/\1/p" "$requirements"; }
+pinned() { sed -n "s/^$1==\([^ ]*\).*/==\1/p" "$requirements"; } # ==VERSION, or nothing
 
 lock "$venv.lock"
 
 # --- Nothing to do? -------------------------------------------------------------------------------
 stamp=$venv/.mmreplk-installed
-wanted=$(cat "$requirements" setup.py tools/install.sh mmreplk/ops/cpu/csrc/*.[ch] | cksum)
+wanted=$(echo "$other_torch"; cat "$requirements" setup.py tools/install.sh mmreplk/ops/cpu/csrc/*.[ch] | cksum)
 py=$venv/bin/python
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
     if [ $with_ops = 0 ]; then
@@ -83,6 +90,10 @@ if ! "$py" -m pip --version >/dev/null 2>&1; then
     python=$(find_python)
     step "making $(basename "$venv") with $("$python" --version)"
     "$python" -m venv "$venv"
+fi
+if [ -n "$other_torch" ]; then
+    sed "s/^torch==.*/torch==$other_torch/; s/^torchvision==.*/torchvision/" "$requirements" >"$venv/requirements.txt"
+    requirements=$venv/requirements.txt
 fi
 supported "$py" || die "$venv has $("$py" --version), which is not 3.10 to 3.12; remove it and run this again"
 pip() { "$py" -m pip --disable-pip-version-check "$@"; }
@@ -101,12 +112,13 @@ PY
 step "torch and the build tools (about 2.5 GB on a new machine)"
 build_needs=()
 for name in torch torchvision numpy setuptools wheel ninja psutil packaging; do
-    build_needs+=("$name==$(pinned $name)")
+    build_needs+=("$name$(pinned $name)")
 done
 pip install -q --progress-bar on "${build_needs[@]}"
 
 # --- mmcv -----------------------------------------------------------------------------------------
 mmcv=$(pinned $mmcv_name)
+mmcv=${mmcv#==}
 tag=$("$py" -c 'import platform, sys; print(f"cp{sys.version_info[0]}{sys.version_info[1]}-{platform.machine()}")')
 torch=$("$py" -c 'import torch; print(torch.__version__)')
 

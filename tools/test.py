@@ -54,8 +54,7 @@ def main():
             evaluation.use_out(cfg, args.out)
         if args.show_dir:
             preflight.check_output(args.show_dir, '--show-dir')
-            processes = launch.process_count(args.launcher)
-            notes.append(evaluation.use_show_dir(cfg, args.show_dir, processes))
+            evaluation.use_show_dir(cfg, args.show_dir, launch.process_count(args.launcher))
         notes.append(launch.fit_to_hardware(cfg, args.launcher))
         preflight.make_work_dir(cfg)
         if args.out and cfg.default_scope == 'mmseg':

@@ -28,7 +28,7 @@ def parse_args():
                         help='scale the learning rate with the total batch')
     parser.add_argument('--reduce', type=int, metavar='N',
                         help='try the config on a small network: widths divided by N, one pair of '
-                        'blocks a stage, random weights; the data stay as they are')
+                        'blocks a stage, random weights, small images and batches')
     cli.add_common_arguments(parser)
     return parser, parser.parse_args()
 

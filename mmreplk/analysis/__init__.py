@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # for editors and type checkers, which do not follow __getattr__
     from ..models.enlarge.kernels import enlarge_kernels, remove_shortcuts
     from ..models.reparam import merge_kernels
+    from .confusion.matrix import Confusion, confusion_of
+    from .confusion.plot import draw_confusion
     from .cost.count import ModelCost, PartCost, cost_of
     from .cost.latency import ModelLatency, latency_of
     from .cost.plot import draw_costs
@@ -30,14 +32,23 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not follow __getatt
     from .erf.models import ErfModel, ModelSpec, open_model, parse_models
     from .erf.plot import draw_heat_maps, draw_table
     from .erf.report import ErfResult, format_table, measure
+    from .kernel_study.camvid import CamVidSettings, CamVidStudy
     from .kernel_study.far_context import draw_picture
     from .kernel_study.plot import draw_study
     from .kernel_study.run import run_study
     from .kernel_study.settings import KernelStudy, StudySettings
+    from .runs.logs import RunCurves, read_run
+    from .runs.plot import draw_runs
     from .shape_bias.decisions import Decisions, read_decisions
     from .shape_bias.plot import draw_shape_bias
 
 _MODULE_OF = {
+    'Confusion': 'confusion.matrix',
+    'confusion_of': 'confusion.matrix',
+    'draw_confusion': 'confusion.plot',
+    'RunCurves': 'runs.logs',
+    'read_run': 'runs.logs',
+    'draw_runs': 'runs.plot',
     'ModelCost': 'cost.count',
     'PartCost': 'cost.count',
     'cost_of': 'cost.count',
@@ -51,6 +62,8 @@ _MODULE_OF = {
     'time_by_kind': 'cost.profiling',
     'StudySettings': 'kernel_study.settings',
     'KernelStudy': 'kernel_study.settings',
+    'CamVidSettings': 'kernel_study.camvid',
+    'CamVidStudy': 'kernel_study.camvid',
     'run_study': 'kernel_study.run',
     'draw_study': 'kernel_study.plot',
     'draw_picture': 'kernel_study.far_context',

@@ -4,6 +4,7 @@ import argparse
 import os
 import os.path as osp
 import time
+import warnings
 from contextlib import contextmanager
 
 from mmengine.config import Config, DictAction
@@ -11,7 +12,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..config.model import read_config
-from .launch import PROCESS_ENV, has_gpu, local_rank
+from ..training.console import LONG, keep_off_console
+from .launch import PROCESS_ENV, has_gpu, is_first_process, local_rank
 
 OTHERS_WAIT = 20  # seconds
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -115,7 +117,10 @@ def set_loader_defaults(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config, *notes: str | None) -> Runner:
-    """Build the Runner that a config asks for.
+    """Build the Runner that a config asks for, whose console is short.
+
+    Config, environment, order of the hooks and options of each parameter go to the log file alone,
+    with a line that names it; ``log_level='DEBUG'`` shows them. Warnings are those of process 0.
 
     Args:
         cfg (Config): The full config.
@@ -124,7 +129,26 @@ def build_runner(cfg: Config, *notes: str | None) -> Runner:
     Returns:
         Runner: MMEngine's, or the one that ``runner_type`` names.
     """
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if not is_first_process(cfg.launcher):
+        warnings.simplefilter('ignore')  # process 0 says the same
+    kind = RUNNERS.get(cfg.get('runner_type', 'Runner'))
+    if hasattr(kind, 'build_logger'):  # FlexibleRunner leaves that to its strategy
+        kind = _with_short_console(kind)
+    runner = kind.from_cfg(cfg)
+    keep_off_console(runner.logger, LONG)
     for note in filter(None, notes):
         runner.logger.info(note)
     return runner
+
+
+def _with_short_console(kind: type) -> type:
+    """A Runner's class whose logger is short from its first line on."""
+
+    def build_logger(self, *args, **kwargs):
+        logger = kind.build_logger(self, *args, **kwargs)
+        if keep_off_console(logger, LONG):
+            logger.info(f'Config, environment and hooks are in {logger.log_file}.')
+        return logger
+
+    return type(kind.__name__, (kind, ), dict(build_logger=build_logger,
+                                              __module__=kind.__module__))

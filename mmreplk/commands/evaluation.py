@@ -101,16 +101,13 @@ def set_default_visualizer(cfg: Config) -> None:
         cfg.visualizer = dict(type=VISUALIZERS[cfg.default_scope], name='visualizer')
 
 
-def use_show_dir(cfg: Config, folder: str, processes: int = 1) -> str | None:
+def use_show_dir(cfg: Config, folder: str, processes: int = 1) -> None:
     """``--show-dir``: draw the prediction for every image, straight into a folder.
 
     Args:
         cfg (Config): The full config, changed in place.
         folder (str): The folder.
         processes (int): The number of processes. Defaults to 1.
-
-    Returns:
-        str | None: A line to log about images that are not drawn.
 
     Raises:
         ValueError: With test-time augmentation of a classifier, which MMPretrain cannot draw.
@@ -136,10 +133,9 @@ def use_show_dir(cfg: Config, folder: str, processes: int = 1) -> str | None:
         others = [item for item in cfg.visualizer.get('vis_backends') or []
                   if class_of(item, 'VISBACKENDS', scope) is not LocalVisBackend]
         cfg.visualizer.vis_backends = [dict(type='LocalVisBackend', img_save_dir=folder), *others]
-    if processes == 1:
-        return None
-    return (f'--show-dir: the visualizers draw on process 0 alone, so one image in {processes}; '
-            'one process draws them all.')
+    if processes > 1:
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []),
+                            dict(type='mmreplk.DrawOnEveryProcessHook')]
 
 
 def flip_pipeline(pipeline: list, scope: str) -> list:

@@ -2,6 +2,7 @@
 
 from mmengine.config import Config, ConfigDict
 
+from ..config.edit import leaves
 from ..config.model import drop_pretrained
 from ..models.arch import parse_arch
 from ..models.from_config import check_backbone, has_replknet
@@ -10,13 +11,19 @@ from ..models.from_config import check_backbone, has_replknet
 KEPT = ('backbone', 'data_preprocessor')
 # GN's; of transformers, and of their positional encodings, which have half of it.
 WIDTHS = ('num_groups', 'embed_dims', 'num_feats')
+# The sizes of images in transforms and preprocessors, and what they are divided by at most.
+SIZES = ('crop_size', 'scale', 'scales', 'size', 'img_scale', 'random_size')
+SHRINKAGE = 4
+STEP = 32  # the stride of the last stage, whose multiples the sizes are
+BATCH = 2  # the least of which a norm can take statistics
 
 
 def reduce_model(cfg: Config, divisor: int) -> str:
     """Divide the widths of backbone, necks and heads, and leave one pair of blocks a stage.
 
-    Kernels, classes, losses and the data stay as they are. Weights to start from are dropped: they
-    do not fit any more.
+    Images to train on are resized and cropped to a quarter (half, with 2) of their side, two to a
+    batch. Kernels, classes, losses and the data of the evaluation stay as they are. Weights to
+    start from are dropped: they do not fit any more.
 
     Args:
         cfg (Config): The full config, changed in place.
@@ -54,8 +61,50 @@ def reduce_model(cfg: Config, divisor: int) -> str:
     drop_pretrained(cfg.model)
     if not cfg.get('resume'):
         cfg.load_from = None
+    images = _reduce_images(cfg, min(divisor, SHRINKAGE))
     return (f'--reduce {divisor}: widths divided by {divisor}, one pair of blocks a stage, random '
-            'weights. The config in the work dir is that of the reduced network.')
+            f'weights; {images}. The config in the work dir is the reduced one.')
+
+
+def _reduce_images(cfg: Config, divisor: int) -> str:
+    """Smaller images to train on, and fewer of them at once; says so."""
+    for dataset in leaves(cfg.train_dataloader.dataset):
+        for step in dataset.get('pipeline') or ():
+            _divide_sizes(step, divisor)
+    for owner in (cfg, cfg.model):
+        _divide_sizes(owner.get('data_preprocessor'), divisor)
+    parts = [f'sides of images to train on divided by {divisor}']
+    batch = cfg.train_dataloader.get('batch_size')
+    if batch is not None and batch > BATCH:
+        cfg.train_dataloader.batch_size = BATCH
+        parts.append(f'batch {BATCH} in place of {batch}')
+    return ', '.join(parts)
+
+
+def _divide_sizes(node, divisor: int) -> None:
+    """Divide the sizes in pixels among the arguments of a transform, at any depth."""
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            _divide_sizes(item, divisor)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key in SIZES and _is_size(value):
+                node[key] = _smaller(value, divisor)
+            else:
+                _divide_sizes(value, divisor)
+
+
+def _is_size(value) -> bool:
+    """Whether it is in pixels: whole numbers, of one image or of several to choose from."""
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0 and all(map(_is_size, value))
+    return isinstance(value, int) and not isinstance(value, bool) and value >= STEP
+
+
+def _smaller(value, divisor: int):
+    if isinstance(value, (list, tuple)):
+        return type(value)(_smaller(item, divisor) for item in value)
+    return -(-value // (divisor * STEP)) * STEP
 
 
 def _divided(widths, divisor: int):

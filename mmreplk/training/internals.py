@@ -85,3 +85,14 @@ def count_iteration(optim_wrapper) -> None:
         optim_wrapper (OptimWrapper): MMEngine's.
     """
     optim_wrapper._inner_count += 1
+
+
+def keep_backends(visualizer, kind: type) -> None:
+    """Take all but one kind of the places that a visualizer writes to away from it.
+
+    Args:
+        visualizer (Visualizer): MMEngine's.
+        kind (type): The class of the backends that stay.
+    """
+    visualizer._vis_backends = {name: backend for name, backend in visualizer._vis_backends.items()
+                                if isinstance(backend, kind)}

@@ -2,13 +2,14 @@
 
 from numbers import Real
 
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from ..models import RepLKNet
 from ..models.layer_groups import layer_group
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS, register
+from .console import OPTIONS, keep_off_console
 
 
 def layer_groups(backbone: RepLKNet) -> tuple[dict[int, int], int]:
@@ -86,6 +87,8 @@ class RepLKNetLayerDecayConstructor(DefaultOptimWrapperConstructor):
             super().add_params(params, module, prefix, is_dcn_module)
             return
         exponents = self._exponents(module)
+        # MMEngine's line for each option of each parameter, more than a hundred.
+        keep_off_console(MMLogger.get_current_instance(), (OPTIONS, ))
         super().add_params(params, module, prefix, is_dcn_module)
         for group in params:
             exponent = exponents.get(id(group['params'][0]), 0)

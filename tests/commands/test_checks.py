@@ -175,7 +175,8 @@ def test_resume_of_a_run_that_was_moved(files, tmp_path, run_state):
     assert cfg.load_from == str(tmp_path / 'run/iter_1.pth')
     cfg.load_from = None
     (tmp_path / 'run/last_checkpoint').write_text('old/place/iter_2.pth')
-    with pytest.raises(FileNotFoundError, match='resume.*old/place.*load_from=FILE and resume=True'):
+    with pytest.raises(FileNotFoundError,
+                       match='resume.*old/place.*load_from=FILE and resume=True'):
         preflight.check_work_dir(cfg)
     cfg.load_from = 'run/iter_1.pth'
     preflight.check_work_dir(cfg)

@@ -27,10 +27,40 @@ def test_segmentor():
     assert (model.decode_head.channels, model.auxiliary_head.in_channels) == (32, 64)
     # All that is not a width is as it was.
     assert model.decode_head.num_classes == 150
-    assert model.data_preprocessor == full.model.data_preprocessor
-    assert cfg.train_dataloader == full.train_dataloader
+    before = full.model.data_preprocessor
+    assert model.data_preprocessor == {**before, 'size': (160, 160)}
+    assert before['size'] == (640, 640)
+    assert cfg.val_dataloader == full.val_dataloader
+    assert {**cfg.train_dataloader.dataset, 'pipeline': 0} == {
+        **full.train_dataloader.dataset, 'pipeline': 0}
     assert model.backbone.drop_path_rate == full.model.backbone.drop_path_rate
     assert model.backbone.norm_intermediate_features
+
+
+@pytest.mark.parametrize(('name', 'sizes'), [
+    ('upernet_replknet31b_ade20k', [(512, 128), (128, 128)]),
+    ('upernet_replknet31b_cityscapes', [(544, 288), (224, 224)]),
+    ('replknet31b_imagenet_384_finetune', [96])])
+def test_images_and_batch(name, sizes):
+    cfg, full = config(name), config(name)
+    note = reduce_model(cfg, 16)
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    found = [value for step in pipeline for key, value in step.items()
+             if key in ('scale', 'crop_size')]
+    assert found == sizes
+    assert cfg.train_dataloader.batch_size == 2
+    assert 'sides of images to train on divided by 4' in note
+    before = full.train_dataloader.batch_size
+    assert (f'batch 2 in place of {before}' in note) == (before > 2)
+    assert cfg.test_dataloader == full.test_dataloader
+    # All that is no size is as it was.
+    for step, was in zip(pipeline, full.train_dataloader.dataset.pipeline, strict=True):
+        assert {**step, 'scale': 0, 'crop_size': 0} == {**was, 'scale': 0, 'crop_size': 0}
+    half = config(name)
+    half.train_dataloader.batch_size = 1
+    note = reduce_model(half, 2)
+    assert 'sides of images to train on divided by 2.' in note
+    assert half.train_dataloader.batch_size == 1
 
 
 @pytest.mark.needs_mmcv_ops
@@ -42,6 +72,9 @@ def test_detectors():
     assert cfg.model.neck.out_channels == head.in_channels == head.feat_channels == 16
     assert head.norm_cfg.num_groups == 2
     assert cfg.model.neck.num_outs == 5
+    scales = [step.scales for step in cfg.train_dataloader.dataset.pipeline if 'scales' in step]
+    assert scales
+    assert all(side % 32 == 0 and side <= 352 for pair in scales[0] for side in pair)
 
     cfg = config('cascade_mask_rcnn_replknet31l_in22k_coco')
     reduce_model(cfg, 8)

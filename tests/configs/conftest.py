@@ -10,11 +10,12 @@ import pytest
 
 from mmreplk.analysis.kernel_study import far_context
 
-ADE_CLASSES, CITYSCAPES_CLASSES = 150, 19
+ADE_CLASSES, CITYSCAPES_CLASSES, CAMVID_CLASSES = 150, 19, 11
 IGNORED = 255
 # The ids of COCO's 80 classes run to 90, with these left out.
 COCO_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 TRAIN, VAL = 4, 2
+NUTS = 18  # in one file, divided by the config
 
 
 @pytest.fixture(scope='session')
@@ -26,8 +27,10 @@ def data_folder(tmp_path_factory) -> Path:
     # The quick start's own scenes have a subset of ADE20K's labels, in the same layout.
     (root / 'scenes').symlink_to(root / 'ade/ADEChallengeData2016')
     _draw_cityscapes(root / 'cityscapes', rng)
+    _draw_camvid(root / 'camvid', rng)
     if find_spec('mmcv._ext'):  # else there is no mmdet to read it, nor to name its classes
         _draw_coco(root / 'coco', rng)
+        _draw_nuts(root / 'nuts', rng)
     far_context.write_dataset(root / 'far_context', TRAIN, VAL)
     _draw_imagenet(root / 'imagenet', rng)
     for shape, texture in (('cat', 'dog'), ('dog', 'cat')):  # of the shape-bias configs
@@ -77,6 +80,42 @@ def _draw_cityscapes(root: Path, rng) -> None:
             _write(image, _picture(rng, labels))
             label = root / 'gtFine' / split / city / f'{name}_gtFine_labelTrainIds.png'
             _write(label, labels)
+
+
+def _draw_camvid(root: Path, rng) -> None:
+    # The number after the last class is what nobody labelled.
+    classes = np.arange(CAMVID_CLASSES + 1)
+    for split, count in (('train', TRAIN), ('val', VAL), ('test', VAL)):
+        for index in range(count):
+            labels = _labels(rng, 90, 120, classes)
+            _write(root / 'images' / split / f'{index:04d}.jpg', _picture(rng, labels))
+            _write(root / 'annotations' / split / f'{index:04d}.png', labels)
+
+
+def _draw_nuts(root: Path, rng) -> None:
+    names = ('date', 'fig', 'hazelnut')
+    images, annotations = [], []
+    for index in range(NUTS):
+        images.append(dict(id=index, file_name=f'{index}.jpg', height=90, width=120))
+        labels = np.zeros((90, 120), np.uint8)
+        for left in (8, 64):
+            x, y = left + int(rng.integers(8)), int(rng.integers(4, 40))
+            w, h = (int(value) for value in rng.integers(24, 44, 2))
+            category = int(rng.integers(len(names))) + 1
+            labels[y:y + h, x:x + w] = category
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=index,
+                    category_id=category,
+                    bbox=[x, y, w, h],
+                    area=w * h,
+                    iscrowd=0,
+                    segmentation=[[x, y, x + w, y, x + w, y + h, x, y + h]]))
+        _write(root / 'images' / f'{index}.jpg', _picture(rng, labels))
+    categories = [dict(id=number, name=name) for number, name in enumerate(names, 1)]
+    (root / 'trainval.json').write_text(
+        json.dumps(dict(images=images, annotations=annotations, categories=categories)))
 
 
 def _draw_coco(root: Path, rng) -> None:

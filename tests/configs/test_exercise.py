@@ -32,6 +32,7 @@ METRICS = {
     'mmpretrain': {'accuracy/top1'},
 }
 IMAGES = {
+    'BaseSegDataset': 'camvid/images/test/0000.jpg',
     'ADE20KDataset': 'ade/ADEChallengeData2016/images/validation/ADE_val_00000001.jpg',
     'CityscapesDataset': 'cityscapes/leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png',
     'CocoDataset': 'coco/val2017/000000000001.jpg',
@@ -109,8 +110,11 @@ def no_thresholds(cfg: Config) -> list[str]:
 
 
 def half_crops(cfg: Config) -> list[str]:
-    """Options for crops of half the side in segmentation: the loss of 150 classes takes longest."""
-    if cfg.default_scope != 'mmseg':
+    """Options for crops of half the side in segmentation: the loss of 150 classes takes longest.
+
+    --reduce makes them small by itself.
+    """
+    if cfg.default_scope != 'mmseg' or (has_replknet(cfg) and not is_narrow(cfg)):
         return []
     pipeline = innermost(cfg.train_dataloader.dataset).pipeline
     index, crop = next((i, step) for i, step in enumerate(pipeline) if step['type'] == 'RandomCrop')
@@ -235,5 +239,6 @@ def test_every_config_runs_through_the_tools(path, data_folder, tmp_path, tool):
     factor = drawn.shape[1] // given.shape[1]
     enlarged = given.repeat(factor, 0).repeat(factor, 1)
     assert drawn.shape[1] == enlarged.shape[1] >= 480
-    assert drawn.shape[0] > len(enlarged)
-    assert not np.array_equal(drawn[:len(enlarged)], enlarged)
+    assert np.ptp(drawn[len(enlarged):]) > 100
+    # The classes of a whole image stand in the legend alone.
+    assert np.array_equal(drawn[:len(enlarged)], enlarged) == (cfg.default_scope == 'mmpretrain')

@@ -94,3 +94,47 @@ def test_a_stopped_study_goes_on(seg_bench):
     assert 'resumed epoch: 0, iter: ' in log
     assert (pointer.parent / 'iter_36.pth').is_file()
     assert len(rows(bench.folder / 'study')) == 1
+
+
+def draw_camvid(root):
+    """Three images a split in CamVid's layout."""
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val', 'test'):
+        for index in range(3):
+            labels = np.kron(rng.integers(0, 12, (6, 8)), np.ones((10, 10))).astype(np.uint8)
+            image = np.stack([labels * 20] * 3, 2) + rng.integers(0, 9, (60, 80, 3))
+            for kind, suffix, array in (('images', 'jpg', image), ('annotations', 'png', labels)):
+                path = root / kind / split / f'{index}.{suffix}'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                assert cv2.imwrite(str(path), array.astype(np.uint8))
+
+
+@pytest.mark.slow
+def test_a_study_on_camvid(seg_bench):
+    bench, study = seg_bench, seg_bench.folder / 'real'
+    draw_camvid(bench.folder / 'data/camvid')
+    arguments = ('--data', 'camvid', '--out', 'real', '--kernels', 7, '--plain', 7, '--seeds', 0,
+                 '--iters', 2, '--jobs', 1)
+    run = bench.done('kernel_study.py', *arguments)
+    found = rows(study)
+    assert [(row['kernel'], row['small_kernel']) for row in found] == [('7', '1'), ('7', '0')]
+    folder = study / 'runs/k07_without_small_seed0'
+    metrics, = (json.loads(path.read_text()) for path in (folder / 'test').glob('2*/2*.json'))
+    assert float(found[1]['mIoU']) == pytest.approx(metrics['mIoU'], abs=0.006)
+    ious = [float(value) for key, value in found[1].items() if key.startswith('IoU_')]
+    assert len(ious) == 11
+    assert np.mean(ious) == pytest.approx(metrics['mIoU'], abs=0.02)
+    assert np.load(folder / 'erf.npy').shape == (256, 256)
+    assert (study / 'summary.txt').read_text().strip() in run.text
+    assert min(cv2.imread(str(study / 'kernel_study.png')).shape[:2]) > 500
+    again = bench.done('kernel_study.py', *arguments)
+    assert '2 of 2 runs were finished before' in again.text
+    assert rows(study) == found
+
+
+def test_options_of_the_other_data_are_refused(seg_bench):
+    assert '--data-root: it is for --data camvid' in seg_bench.refused(
+        'kernel_study.py', '--data-root', 'data')
+    assert '--num-val: it is for --data far_context' in seg_bench.refused(
+        'kernel_study.py', '--data', 'camvid', '--num-val', 3)
+    assert 'Put CamVid there' in seg_bench.refused('kernel_study.py', '--data', 'camvid')

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmreplk.config.files import config_root
+from mmreplk.training.work_dir_lock import NAME, lock_work_dir, unlock_work_dir
 from mmreplk.weights.safe_load import read_checkpoint
 
 ITERS = 4
@@ -133,6 +134,20 @@ def test_mmseg_stops_at_a_loss_that_is_no_number(seg):
     assert 'FloatingPointError: Iteration 1: ' in text
     assert "Files of the batch: 'data/img/train/" in text
     assert not list((seg.folder / 'run').glob('*.pth'))
+
+
+def test_mmseg_refuses_a_second_run_in_a_work_dir(seg):
+    folder = seg.folder / 'run'
+    folder.mkdir()
+    lock_work_dir(str(folder))
+    try:
+        text = seg.refused('train.py', '--work-dir', 'run')
+    finally:
+        unlock_work_dir(str(folder))
+    assert f"run' is in use by another run (process {os.getpid()} on " in text
+    assert not list(folder.glob('*.pth'))
+    seg.done('train.py', '--work-dir', 'run')
+    assert not (folder / NAME).exists()
 
 
 def test_mmseg_names_a_broken_sample(seg):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmreplk.training import work_dir_lock
 from mmreplk.weights import safe_load as reading
 from mmreplk.weights.safe_load import UnsafeFileError, read_any, read_checkpoint
 
@@ -188,7 +189,7 @@ def test_a_full_disk(seg_bench, crashes):
     assert 'and resume the run' in text
     assert first.read_bytes() == content
     assert bench.files('work_dirs/tiny', '*.pth') == {'iter_2.pth'}
-    assert not list(first.parent.glob('.*'))
+    assert [path.name for path in first.parent.glob('.*')] == [work_dir_lock.NAME]
     bench.write()
     assert 'resumed epoch: 0, iter: 2' in run.finish(
         'train.py', 'tiny.py', '--resume', '--cfg-options', 'train_cfg.max_iters=4')

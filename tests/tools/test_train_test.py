@@ -72,6 +72,26 @@ def test_amp_and_auto_scale_lr(seg_bench):
     assert "'mmreplk.CpuAmpOptimWrapper'" in dumped  # found by its scope
 
 
+def test_a_short_console(seg_bench):
+    """Two processes say once what they have to say, and what is long stands in the log file."""
+    bench = seg_bench
+    optim = dict(type='OptimWrapper', paramwise_cfg=dict(norm_decay_mult=0.0),
+                 optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.05))
+    bench.write(optim_wrapper=optim)
+    run = bench.done('dist_train.sh', 'tiny.py', 2, '--work-dir', 'run')
+    log, = (bench.folder / 'run').glob('2*/2*.log')
+    for text in ('Config:\n', 'System environment:', 'Hooks will be executed', 'paramwise_options'):
+        assert text in log.read_text()
+        assert text not in run.text
+    assert f'Config, environment and hooks are in {log}.' in run.text
+    assert run.text.count('UserWarning: Default ``avg_non_ignore`` is False') == 1
+    assert 'MKL_NUM_THREADS' not in run.text
+    debug = bench.done('train.py', 'tiny.py', '--work-dir', 'debug', '--cfg-options',
+                       'log_level=DEBUG')
+    assert 'paramwise_options -- ' in debug.text
+    assert 'System environment:' in debug.text
+
+
 def test_two_processes_train_like_one(seg_bench):
     # GN instead of BN: statistics of a batch would differ between one batch of 2 and two of 1.
     bench = seg_bench
@@ -103,8 +123,8 @@ def test_segmentor(seg_bench):
     # A test leaves the config of the training run alone.
     assert (bench.folder / 'run/tiny.py').read_text() == dumped
     assert 'tiny_test.py' in bench.files('run')
-    second = bench.done('dist_test.sh', 'tiny.py', checkpoint, 2, '--work-dir', 'two_run', '--out',
-                        'two', '--show-dir', 'two_show', PORT=free_port())
+    bench.done('dist_test.sh', 'tiny.py', checkpoint, 2, '--work-dir', 'two_run', '--out', 'two',
+               '--show-dir', 'two_show', PORT=free_port())
     one = bench.metrics('run')
     assert 0 < one['mIoU'] < 100
     fast = bench.done('test.py', 'tiny.py', checkpoint, '--work-dir', 'fast', '--accelerate')
@@ -123,14 +143,17 @@ def test_segmentor(seg_bench):
     }
     assert np.array_equal(pictures['one'], pictures['two'])
     assert 0 < np.mean(pictures['one']) < 1, 'one class only: the comparison shows nothing'
-    assert '--show-dir: the visualizers draw on process 0 alone' in second.text
-    assert len(bench.files('two_show')) == 3
+    # Every image once, from both processes, under the names of one.
+    drawn = {f'test_{index}.png_{index + 1}.png' for index in range(5)}
+    assert bench.files('two_show') == drawn
+    assert 'DrawOnEveryProcessHook' in (bench.folder / 'two_run/tiny_test.py').read_text()
 
-    run = bench.done('test.py', 'tiny.py', checkpoint, '--tta', '--amp', '--out', 'tta',
-                     '--show-dir', 'show', '--work-dir', 'tta_run')
-    assert 'SegTTAModel' in run.text
-    assert 'fp16=True' in run.text
-    assert len(bench.files('show', '*.png')) == 5
+    bench.done('test.py', 'tiny.py', checkpoint, '--tta', '--amp', '--out', 'tta', '--show-dir',
+               'show', '--work-dir', 'tta_run')
+    dumped = (bench.folder / 'tta_run/tiny_test.py').read_text()
+    assert 'SegTTAModel' in dumped
+    assert 'fp16=True' in dumped
+    assert bench.files('show', '*.png') == drawn
     tta = [cv2.imread(str(bench.folder / 'tta' / name), -1) for name in sorted(names)]
     assert not np.array_equal(tta, pictures['one'])
     assert "--out: 'tta'" in bench.refused('test.py', 'tiny.py', checkpoint, '--out', 'tta')
@@ -162,16 +185,21 @@ def test_detector(det_bench):
     checkpoint = 'run/iter_40.pth'
     bench.done('test.py', 'tiny.py', checkpoint, '--out', 'one.pkl', '--show-dir', 'show',
                '--work-dir', 'one')
-    bench.done('dist_test.sh', 'tiny.py', checkpoint, 2, '--out', 'two.pkl', '--work-dir', 'two')
+    bench.done('dist_test.sh', 'tiny.py', checkpoint, 2, '--out', 'two.pkl', '--work-dir', 'two',
+               '--show-dir', 'two_show')
     assert bench.files('show') == {f'{index}.png' for index in range(5)}
+    assert bench.files('two_show') == bench.files('show')
+    for name in bench.files('show'):
+        assert np.array_equal(cv2.imread(str(bench.folder / 'show' / name)),
+                              cv2.imread(str(bench.folder / 'two_show' / name)))
     one, two = (pickle.loads((bench.folder / name).read_bytes()) for name in ('one.pkl', 'two.pkl'))
     assert len(one) == len(two) == 5
     for first, second in zip(one, two, strict=True):
         assert len(first['pred_instances']['scores']) > 0
         assert torch.equal(first['pred_instances']['bboxes'], second['pred_instances']['bboxes'])
     assert bench.metrics('one') == bench.metrics('two')
-    run = bench.done('test.py', 'tiny.py', checkpoint, '--tta', '--amp', '--work-dir', 'tta')
-    assert 'DetTTAModel' in run.text
+    bench.done('test.py', 'tiny.py', checkpoint, '--tta', '--amp', '--work-dir', 'tta')
+    assert 'DetTTAModel' in (bench.folder / 'tta/tiny_test.py').read_text()
 
 
 def test_slurm(seg_bench, tmp_path):

@@ -56,17 +56,17 @@ def test_on_gpus_the_config_stays(cfg):
     assert cfg.to_dict() == before
 
 
-def test_on_cpus_nothing_is_offloaded(cfg):
+def test_on_cpus_nothing_is_offloaded(cfg, tmp_path):
     fit_fsdp(cfg, 'pytorch', gpu=False)
     assert cfg.strategy.model_wrapper.device_id == 'cpu'
-    strategy = STRATEGIES.build(cfg.strategy)
+    strategy = STRATEGIES.build(dict(cfg.strategy, work_dir=str(tmp_path)))
     assert strategy.state_dict_type.name == 'FULL_STATE_DICT'
     assert strategy.state_dict_config.offload_to_cpu is False
     assert strategy.optim_state_dict_config.offload_to_cpu is False
 
 
-def test_the_strategy_of_the_config_gathers_whole_checkpoints(cfg):
-    strategy = STRATEGIES.build(cfg.strategy)
+def test_the_strategy_of_the_config_gathers_whole_checkpoints(cfg, tmp_path):
+    strategy = STRATEGIES.build(dict(cfg.strategy, work_dir=str(tmp_path)))
     assert strategy.state_dict_type.name == 'FULL_STATE_DICT'
     assert strategy.state_dict_config.offload_to_cpu is True
     assert strategy.model_wrapper['use_orig_params'] is True

@@ -1,12 +1,15 @@
 """What harden() writes into a config, and what our own configs have already."""
 
+import importlib
+import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook
-from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, OPTIM_WRAPPERS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, OPTIM_WRAPPERS, DefaultScope
 
 from mmreplk.config.files import config_root
 from mmreplk.training import harden
@@ -78,6 +81,30 @@ def test_our_configs_have_it_all(path):
     cfg = Config.fromfile(path)
     assert harden(cfg) is None
     assert HARD.items() <= types(cfg).items()
+
+
+@pytest.mark.parametrize(('package', 'path'), [
+    ('mmseg', 'upernet/upernet_r50_4xb4-160k_ade20k-512x512.py'),
+    ('mmseg', 'mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'),
+    ('mmpretrain', 'convnext/convnext-tiny_32xb128_in1k.py'),  # with an average of the weights
+    pytest.param('mmdet', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+                 marks=pytest.mark.needs_mmcv_ops),
+    pytest.param('mmdet', 'rtmdet/rtmdet_l_8xb32-300e_coco.py',
+                 marks=pytest.mark.needs_mmcv_ops)])
+def test_stock_configs(package, path):
+    """Ours with the stock arguments, everything else as it was, and all of it can be built."""
+    folder = Path(importlib.util.find_spec(package).origin).parent / '.mim/configs'
+    cfg, stock = Config.fromfile(folder / path), Config.fromfile(folder / path)
+    assert harden(cfg)
+    assert HARD.items() <= types(cfg).items()
+    for key, hook in stock.default_hooks.items():
+        assert {**cfg.default_hooks[key], 'type': 0} == {**hook, 'type': 0}, key
+        assert key in HARD or cfg.default_hooks[key] == hook
+    assert cfg.get('custom_hooks') == stock.get('custom_hooks')
+    importlib.import_module(f'{package}.engine')
+    with DefaultScope.overwrite_default_scope(package):
+        for hook in cfg.default_hooks.values():
+            HOOKS.build(hook)
 
 
 def test_both_names():

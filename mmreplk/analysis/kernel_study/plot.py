@@ -7,10 +7,11 @@ import cv2
 import numpy as np
 
 from ..erf.field import contribution_scores
-from ..erf.report import percent
+from ..erf.report import ErfResult, percent
 from ..figures import COLORS, new_figure
 from .far_context import CLASS_IDS, LANDS, SPLITS
-from .report import BIN, EDGES, RunResult, blind_miou, by_kernel, mean_and_spread, middle_run
+from .fields import mean_and_spread
+from .report import BIN, EDGES, RunResult, blind_miou, by_kernel, middle_run
 from .settings import KernelStudy
 
 _LABELS = {'water': (44, 108, 168), 'field': (96, 158, 76), 'rock': (196, 92, 76),
@@ -89,7 +90,8 @@ def _read(path: Path) -> np.ndarray:
     return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
 
 
-def _style(ax) -> None:
+def style(ax) -> None:
+    """Thin axes with a light grid."""
     ax.tick_params(labelsize=_SIZES['tick'], length=2.5, width=0.6)
     for side, spine in ax.spines.items():
         spine.set_linewidth(0.6)
@@ -124,7 +126,7 @@ def _draw_scores(ax, study: KernelStudy, groups: dict, colors: dict) -> None:
     ax.set_ylabel('mIoU, %', fontsize=_SIZES['label'])
     ax.set_ylim(min(chance, means.min()) - 4, None)
     ax.legend(fontsize=6.5, frameon=False, loc='best')
-    _style(ax)
+    style(ax)
 
 
 def _draw_distances(ax, groups: dict, colors: dict) -> None:
@@ -145,25 +147,36 @@ def _draw_distances(ax, groups: dict, colors: dict) -> None:
     ax.set_xlabel('distance from the landmark, pixels', fontsize=_SIZES['label'])
     ax.set_ylabel('land named rightly, % of pixels', fontsize=_SIZES['label'])
     ax.legend(fontsize=6.5, frameon=False, loc='best', ncols=2)
-    _style(ax)
+    style(ax)
 
 
 def _draw_fields(figure, middle: dict[int, RunResult]) -> None:
     axes = figure.subplots(1, len(middle), squeeze=False, sharey=True)[0]
     for ax, (kernel, result) in zip(axes, middle.items(), strict=True):
-        height, width = result.erf.matrix.shape
-        image = ax.imshow(contribution_scores(result.erf.matrix), cmap=COLORS, vmin=0, vmax=1,
-                          extent=(0, width, height, 0), interpolation_stage='data')
-        half, most = result.erf.of_scores()[2:]
-        ax.set_title(_size(kernel), fontsize=_SIZES['title'], pad=3)
-        ax.set_xlabel(f'r(50%) = {percent(half.ratio)}%\nr(99%) = {percent(most.ratio)}%',
-                      fontsize=_SIZES['tick'])
-        ax.set_xticks([0, width / 2, width])
-        ax.set_yticks([0, height / 2, height])
-        ax.tick_params(labelsize=6.5, length=2, width=0.5)
-        ax.label_outer()
-        for spine in ax.spines.values():
-            spine.set_linewidth(0.5)
+        image = draw_field(ax, _size(kernel), result.erf)
+    field_bar(figure, image, axes)
+
+
+def draw_field(ax, title: str, erf: ErfResult):
+    """Draw the scores of a receptive field; returns what a color bar is made of."""
+    height, width = erf.matrix.shape
+    image = ax.imshow(contribution_scores(erf.matrix), cmap=COLORS, vmin=0, vmax=1,
+                      extent=(0, width, height, 0), interpolation_stage='data')
+    half, most = erf.of_scores()[2:]
+    ax.set_title(title, fontsize=_SIZES['title'], pad=3)
+    ax.set_xlabel(f'r(50%) = {percent(half.ratio)}%\nr(99%) = {percent(most.ratio)}%',
+                  fontsize=_SIZES['tick'])
+    ax.set_xticks([0, width / 2, width])
+    ax.set_yticks([0, height / 2, height])
+    ax.tick_params(labelsize=6.5, length=2, width=0.5)
+    ax.label_outer()
+    for spine in ax.spines.values():
+        spine.set_linewidth(0.5)
+    return image
+
+
+def field_bar(figure, image, axes) -> None:
+    """The color bar of several fields."""
     bar = figure.colorbar(image, ax=axes, fraction=0.025, pad=0.015, aspect=22)
     bar.set_label('contribution score $A$', fontsize=_SIZES['tick'])
     bar.ax.tick_params(labelsize=6.5, length=2, width=0.5)

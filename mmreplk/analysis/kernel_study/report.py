@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ...files import write_stream
 from ..erf.field import THRESHOLDS
 from ..erf.images import FolderImages
-from ..erf.models import ModelSpec, open_model
-from ..erf.report import ErfResult, measure
+from ..erf.report import ErfResult
 from .far_context import CLASS_IDS, DISTANCES, LANDS, NO_DISTANCE, SIZE, SPLITS
-from .settings import CONFIG, KernelStudy, Run, backbone_options
+from .fields import align, field_of, mean_and_spread, seconds_per_iteration
+from .settings import KernelStudy
+from .study import Run
 
 ERF_IMAGES = 50
 BIN = 10  # pixels of distance
@@ -70,8 +69,7 @@ def collect(study: KernelStudy, report: Callable[[str], None] = lambda line: Non
             ) -> list[RunResult]:
     """Score every network of a finished study, and measure its receptive field.
 
-    The field is that of the backbone's last map on the first images of the validation split. Its
-    matrix is kept in the run's folder, and read from there the next time.
+    The field is measured on the first images of the validation split.
 
     Args:
         study (KernelStudy): All of its networks are trained and evaluated.
@@ -88,8 +86,8 @@ def collect(study: KernelStudy, report: Callable[[str], None] = lambda line: Non
         miou = read_metrics(study.run_folder(run) / 'test', ['mIoU'])['mIoU']
         hits, pixels = accuracy_by_distance(study.data, study.predictions(run))
         accuracy = hits / np.maximum(pixels, 1)
-        results.append(RunResult(run, miou, accuracy, pixels, _erf(study, run, pictures),
-                                 _seconds(study.run_folder(run))))
+        results.append(RunResult(run, miou, accuracy, pixels, field_of(study, run, pictures, SIZE),
+                                 seconds_per_iteration(study.run_folder(run))))
     return results
 
 
@@ -113,18 +111,6 @@ def read_metrics(work_dir: Path, wanted: Sequence[str]) -> dict[str, float]:
             if all(name in metrics for name in wanted):
                 return {name: metrics[name] for name in wanted}
     raise FileNotFoundError(f'no {", ".join(wanted)} under {str(work_dir)!r}: was it emptied?')
-
-
-def _erf(study: KernelStudy, run: Run, pictures: FolderImages) -> ErfResult:
-    spec = ModelSpec(f'mmreplk::{CONFIG}', str(study.checkpoint(run)), '-1', run.name)
-    kept = study.run_folder(run) / 'erf.npy'
-    if kept.is_file():
-        return ErfResult(spec, run.name, np.load(kept), str(pictures), len(pictures))
-    options = {key: json.loads(value.replace('None', 'null'))
-               for key, value in backbone_options(run.kernel).items()}
-    result = measure(spec, open_model(spec, SIZE, cfg_options=options), pictures)
-    write_stream(kept, lambda file: np.save(file, result.matrix))
-    return result
 
 
 def accuracy_by_distance(data: Path, predictions: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -174,16 +160,6 @@ def blind_miou(data: Path) -> float:
     return 100 * (1 + ious.sum()) / (1 + count)
 
 
-def _seconds(folder: Path) -> float:
-    times = []
-    for path in folder.glob('*/vis_data/scalars.json'):
-        for line in path.read_text(encoding='utf-8').splitlines():
-            values = json.loads(line)
-            if 'loss' in values:
-                times.append(values['time'])
-    return statistics.median(times) if times else float('nan')
-
-
 def by_kernel(results: list[RunResult]) -> dict[int, list[RunResult]]:
     """Group results by kernel size, the smallest first."""
     kernels = sorted({result.run.kernel for result in results})
@@ -193,12 +169,6 @@ def by_kernel(results: list[RunResult]) -> dict[int, list[RunResult]]:
 def middle_run(results: list[RunResult]) -> RunResult:
     """Of networks of one kernel size, that with the median mIoU (the lower one of two)."""
     return sorted(results, key=lambda result: result.miou)[(len(results) - 1) // 2]
-
-
-def mean_and_spread(values) -> tuple[float, float]:
-    """Mean and standard deviation of a sample (n - 1); 0 for a single value."""
-    values = list(values)
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def format_table(study: KernelStudy, results: list[RunResult]) -> str:
@@ -228,17 +198,12 @@ def format_table(study: KernelStudy, results: list[RunResult]) -> str:
             digits = 3 if name.startswith('s/') else 1
             cells.append(f'{mean:.{digits}f} +- {deviation:.{digits}f}')
         rows.append([f'{kernel} x {kernel}', *cells])
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-
-    def line(cells):
-        return '  '.join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-
     seeds = len(study.settings.seeds)
     return '\n'.join([
         f'{seeds} seed{"s" * (seeds > 1)}, {study.settings.iters} iterations of 8 pictures, '
         f'{study.settings.num_val} pictures of {SIZE} x {SIZE} to score; mean +- standard '
         'deviation',
-        '', line(head), '-' * len(line(head)), *map(line, rows), '',
+        '', *align(head, rows), '',
         f'With the shores exact and the land named by chance: mIoU {blind_miou(study.data):.1f}.',
         f'land: share of its pixels that are named rightly; from {FAR} px: of those at least {FAR} '
         'pixels away from the landmark.',

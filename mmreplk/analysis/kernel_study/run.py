@@ -4,22 +4,25 @@ import time
 from collections.abc import Callable
 
 from ...files import write_stream
-from .plot import draw_study
-from .report import collect, format_csv, format_table
+from . import camvid_plot, camvid_report, plot, report as far_report
+from .camvid import CamVidStudy
 from .settings import KernelStudy
+from .study import Study
 from .train import train_all
 
+# What scores and draws which study.
+SHOWN_BY = {KernelStudy: (far_report, plot), CamVidStudy: (camvid_report, camvid_plot)}
 FIGURE, ROWS, SUMMARY = 'kernel_study.png', 'runs.csv', 'summary.txt'
 
 
-def run_study(study: KernelStudy, jobs: int = 1,
+def run_study(study: Study, jobs: int = 1,
               report: Callable[[str], None] = lambda line: None) -> str:
     """Do what is left of a study, and write its results.
 
     The results are made anew each time, from what is kept of the networks.
 
     Args:
-        study (KernelStudy): The study.
+        study (Study): The study.
         jobs (int): Networks at a time. Defaults to 1.
         report (Callable): Called with lines on the progress, with the time since the start.
             Defaults to nothing.
@@ -37,10 +40,11 @@ def run_study(study: KernelStudy, jobs: int = 1,
         report(f'[{seconds // 60:2d}:{seconds % 60:02d}] {line}')
 
     train_all(study, jobs, timed)
-    results = collect(study, timed)
-    table = format_table(study, results)
-    for name, content in ((ROWS, format_csv(results)), (SUMMARY, f'{table}\n')):
+    scores, figure = SHOWN_BY[type(study)]
+    results = scores.collect(study, timed)
+    table = scores.format_table(study, results)
+    for name, content in ((ROWS, scores.format_csv(results)), (SUMMARY, f'{table}\n')):
         write_stream(study.folder / name,
                      lambda file, content=content: file.write(content.encode()))
-    write_stream(study.folder / FIGURE, lambda file: draw_study(study, results, file))
+    write_stream(study.folder / FIGURE, lambda file: figure.draw_study(study, results, file))
     return f'\n{table}\n\nFigure, rows and table: {study.folder}'

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...config.files import config_root
-from .settings import KernelStudy, Run
+from .study import Run, Study
 
 TAIL = 20  # lines of a failed command's output
 
@@ -31,7 +31,7 @@ class RunFailed(RuntimeError):
     """A tool did not do its work; the message has the last lines that it wrote."""
 
 
-def train_all(study: KernelStudy, jobs: int = 1, report: Callable[[str], None] = lambda line: None
+def train_all(study: Study, jobs: int = 1, report: Callable[[str], None] = lambda line: None
               ) -> None:
     """Do what is left of a study's training and evaluation, several networks at a time.
 
@@ -39,7 +39,7 @@ def train_all(study: KernelStudy, jobs: int = 1, report: Callable[[str], None] =
     a signal that Python sees, the processes end too.
 
     Args:
-        study (KernelStudy): The study; its images are drawn first.
+        study (Study): The study; its data are provided first.
         jobs (int): Networks at a time. Defaults to 1.
         report (Callable): Called with lines on the progress. Defaults to nothing.
 
@@ -77,7 +77,7 @@ def train_all(study: KernelStudy, jobs: int = 1, report: Callable[[str], None] =
 class _Job:
     """The process that works on a network, one tool after the other."""
 
-    def __init__(self, study: KernelStudy, run: Run, threads: int, lock: int):
+    def __init__(self, study: Study, run: Run, threads: int, lock: int):
         self.study, self.run, self.lock = study, run, lock
         self.folder = study.run_folder(run)
         if study.last_checkpoint(run) is None:

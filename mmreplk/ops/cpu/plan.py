@@ -93,7 +93,7 @@ def _forward_costs(p: Problem, lanes: int) -> tuple[float, float]:
         # Every input row meets all rows of taps; few sums at once wait for one another, and a
         # single row of taps for its loads.
         sums = kh * vectors / ceil_div(vectors, min(8, 28 // (kh + 1)))
-        each = 0.122 * (1 + 1 / sums) if kh > 1 else 0.25
+        each = 0.122 * (1 + 1 / sums) if kh > 1 else 0.14 if lanes == 16 and right == 1 else 0.25
         products = p.height * kh * across * each
     else:
         products = tap_rows * across * 0.136

@@ -22,6 +22,7 @@ from mmreplk.analysis.kernel_study.far_context import (
     NO_DISTANCE,
     write_dataset,
 )
+from mmreplk.analysis.kernel_study.fields import mean_and_spread
 from mmreplk.analysis.kernel_study.report import (
     EDGES,
     RunResult,
@@ -29,18 +30,16 @@ from mmreplk.analysis.kernel_study.report import (
     blind_miou,
     format_csv,
     format_table,
-    mean_and_spread,
     middle_run,
     read_metrics,
 )
 from mmreplk.analysis.kernel_study.settings import (
     CONFIG,
-    STAMP,
     KernelStudy,
-    Run,
     StudySettings,
     backbone_options,
 )
+from mmreplk.analysis.kernel_study.study import STAMP, Run
 from mmreplk.analysis.kernel_study.train import RunFailed, train_all
 from mmreplk.config.files import read
 from mmreplk.models.arch import parse_arch

@@ -1,7 +1,8 @@
 // The direct sum with lanes along the width: for maps in NCHW order at least about a vector wide, or
 // with too few channels to fill a vector.
 
-enum { ROWS_TILE = 160 << 10 };
+// Bytes of input rows that are copied at once; the latter where rows of outputs share none.
+enum { ROWS_TILE = 160 << 10, ROWS_FEW = 8 << 10 };
 
 // `count` floats, `step` apart in x, to y and back. Rows are short: a call of memcpy would cost more.
 INLINE void row_copy(const float *x, int64_t count, float *y) {
@@ -90,7 +91,8 @@ static int64_t rows_items(const struct work *k) {
 
 static size_t rows_scratch(const struct work *k) {
   struct rows_plan p = rows_plan(&k->g);
-  return 4 * (p.x_rows * p.pad.pitch + ROWS * COLUMNS * VF + k->g.kernel_h * k->g.kernel_w);
+  // stream_aligned() reads whole lines, up to one on either side.
+  return 4 * (p.x_rows * p.pad.pitch + ROWS * COLUMNS * VF + k->g.kernel_h * k->g.kernel_w + 2 * VF);
 }
 
 // A band by streams: output rows [top, bottom) from input rows [lo, hi), which x holds.
@@ -139,12 +141,25 @@ static void rows_run(const struct work *k, int64_t item, void *scratch) {
     for (int64_t v = 0; v < g->kernel_w; v++) w[v * g->kernel_h + u] = weights[u * g->kernel_w + v];
   int64_t lo, hi;
   phase_rows(g, phase, &lo, &hi);
+  int64_t row = g->dil_h * g->out_w * step;
+  out += (top * g->dil_h + phase) * g->out_w * step;
+  if (stream_most(g) && g->kernel_h == 1) {
+    // Rows do not share any input: a few at a time, while the next ones come from memory.
+    int64_t few = ceil_div(ROWS_FEW / (4 * p.pad.pitch), STREAM_COLUMNS) * STREAM_COLUMNS;
+    for (int64_t i = top; i < bottom; i += few, out += few * row) {
+      int64_t end = min64(i + few, bottom), first = max64(lo, i), last = max64(min64(hi, end), first);
+      band_in(g, in, p.pad, phase, first, last, x);
+      if (g->dil_h == 1) {
+        const float *next = in + (last - g->top) * g->width;
+        for (int64_t n = 0; n < few * g->width; n += 16) __builtin_prefetch(next + n);
+      }
+      rows_stream(g, &p, i, end, first, last, x, w, splat(bias), out, row);
+    }
+    return;
+  }
   lo = max64(lo, top);
   hi = min64(hi, bottom - 1 + g->kernel_h);
   band_in(g, in, p.pad, phase, lo, hi, x);
-
-  int64_t row = g->dil_h * g->out_w * step;
-  out += (top * g->dil_h + phase) * g->out_w * step;
   if (stream_most(g)) {
     rows_stream(g, &p, top, bottom, lo, hi, x, w, splat(bias), out, row);
     return;

@@ -79,13 +79,76 @@ INLINE void stream_together(const int rows, const int columns, const struct stre
   UNROLL for (int i = 0; i < rows; i++) stream_store(columns, k, r + i, sum[i]);
 }
 
+#if VF == 16
+// As stream_together for taps that lie side by side. Fifteen of sixteen loads of a vector lie across a
+// cache line and take the time of two: every other vector is put together from the two lines that hold
+// it instead, which another port of the CPU does.
+INLINE void stream_aligned(const int rows, const int columns, const struct stream *k, int64_t r) {
+  vf sum[STREAM_COLUMNS][STREAM_COLUMNS], line[STREAM_COLUMNS][STREAM_COLUMNS + 1];
+  const float *x = k->x + (r - k->first) * k->x_row, *w = k->w, *end = w + k->taps * k->w_tap;
+  int64_t from = (int64_t)((uintptr_t)x / sizeof(float) % VF);
+  x -= from;
+  if (w == end) {
+    UNROLL for (int i = 0; i < rows; i++)
+      UNROLL for (int c = 0; c < columns; c++) sum[i][c] = zero();
+    UNROLL for (int i = 0; i < rows; i++) stream_store(columns, k, r + i, sum[i]);
+    return;
+  }
+  UNROLL for (int i = 0; i < rows; i++) {
+    UNROLL for (int c = 0; c < columns; c++) sum[i][c] = zero();
+    UNROLL for (int c = 0; c <= columns; c++) line[i][c] = load(x + i * k->x_row + c * VF);
+  }
+#define STREAM_TAP(s)                                                                               \
+  case s: {                                                                                         \
+    vf tap = splat(*w);                                                                             \
+    UNROLL for (int i = 0; i < rows; i++)                                                           \
+      UNROLL for (int c = 0; c < columns; c++) {                                                    \
+        vf in = s == 0 ? line[i][c] : s % 2 ? load(x + i * k->x_row + c * VF + s)                   \
+                : (vf)_mm512_alignr_epi32((__m512i)line[i][c + 1], (__m512i)line[i][c], s);         \
+        sum[i][c] += in * tap;                                                                      \
+      }                                                                                             \
+    if (++w == end) break;                                                                          \
+  }
+  for (;; from = 0) {
+    switch (from) {
+      STREAM_TAP(0) STREAM_TAP(1) STREAM_TAP(2) STREAM_TAP(3) STREAM_TAP(4) STREAM_TAP(5)
+      STREAM_TAP(6) STREAM_TAP(7) STREAM_TAP(8) STREAM_TAP(9) STREAM_TAP(10) STREAM_TAP(11)
+      STREAM_TAP(12) STREAM_TAP(13) STREAM_TAP(14) STREAM_TAP(15)
+    }
+    if (w == end) break;
+    x += VF;
+    UNROLL for (int i = 0; i < rows; i++) {
+      UNROLL for (int c = 0; c < columns; c++) line[i][c] = line[i][c + 1];
+      line[i][columns] = load(x + i * k->x_row + columns * VF);
+    }
+  }
+#undef STREAM_TAP
+  UNROLL for (int i = 0; i < rows; i++) stream_store(columns, k, r + i, sum[i]);
+}
+#endif
+
+INLINE void stream_block(const int rows, const int columns, const struct stream *k, int64_t r) {
+#if VF == 16
+  if (k->x_tap == 1) {
+    stream_aligned(rows, columns, k, r);
+    return;
+  }
+#endif
+  stream_together(rows, columns, k, r);
+}
+
 INLINE void stream_row(const int columns, const struct stream *k) {
   const int rows = STREAM_COLUMNS / columns;
   const vf nothing[STREAM_COLUMNS] = {{0}};
   int64_t r = 0;
   for (; r < min64(k->first, k->rows); r++) stream_store(columns, k, r, nothing);  // above the map
-  for (; r + rows <= k->last; r += rows) stream_together(rows, columns, k, r);
-  for (; r < k->last; r++) stream_together(1, columns, k, r);
+  for (; r + rows <= k->last; r += rows) stream_block(rows, columns, k, r);
+  // The last ones once more with those before them, rather than one at a time.
+  if (r < k->last && k->last - rows >= max64(k->first, 0)) {
+    stream_block(rows, columns, k, k->last - rows);
+    r = k->last;
+  }
+  for (; r < k->last; r++) stream_block(1, columns, k, r);
   for (; r < k->rows; r++) stream_store(columns, k, r, nothing);
 }
 
