@@ -9,7 +9,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / 'tools/benchmarks'
-SMALL = ['--batch', '2', '--channels', '4', '--layers', '2', '--maps', '8', '9', '--seconds', '600']
+SMALL = ['--batch', '2', '--channels', '2', '--layers', '2', '--maps', '8', '9', '--seconds', '600']
 
 
 @pytest.fixture
@@ -32,7 +32,9 @@ def gpu(tool, monkeypatch):
     """
     pytest.importorskip('triton', minversion='3.4')
     import ceilings
+    import gpu_check
     import gpu_machine
+    import gpu_time
 
     from mmreplk.ops import dispatch
     from mmreplk.ops.gpu import (
@@ -93,6 +95,10 @@ def gpu(tool, monkeypatch):
         supports=family.supports, estimate=family.estimate))
     monkeypatch.setattr(arch, 'DEVICE_TYPES', ('cuda', 'cpu'))
     monkeypatch.setattr(versions, 'driver', lambda: '580.1')
+    monkeypatch.setattr(gpu_check, 'SHAPES', [((2, 2, *size), kernel) for size, kernel in (
+        ((8, 8), (5, 5)), ((12, 12), (5, 5)), ((9, 16), (3, 7)), ((10, 10), (3, 3)),
+        ((8, 10), (1, 5)), ((10, 8), (5, 1)), ((7, 7), (3, 3)))])
+    monkeypatch.setattr(gpu_time, 'FACTS', [(2, 4, 7, 7, 5)])
     monkeypatch.setattr(ceilings, 'measure', lambda device, dtype: ceilings.Ceilings(1e10, 1e10))
     monkeypatch.setattr(tiles, 'TABLE', tiles.TABLE)
     health.forget()
@@ -114,9 +120,7 @@ def rows_of(out):
     return [json.loads(line) for line in (out / 'rows.jsonl').read_text().splitlines()]
 
 
-def test_end_to_end(tool, gpu, tmp_path, capsys, monkeypatch):
-    import gpu_check
-    monkeypatch.setattr(gpu_check, 'SHAPES', gpu_check.SHAPES[:7])
+def test_end_to_end(tool, gpu, tmp_path, capsys):
     assert tool.main(['--out', str(tmp_path), *SMALL], gpu) == 0
     rows = rows_of(tmp_path)
     for part in tool.PARTS:
@@ -131,7 +135,7 @@ def test_end_to_end(tool, gpu, tmp_path, capsys, monkeypatch):
         'poisoned', 'unaligned', 'channels_last', 'streams', 'graph', 'infinite'}
     assert {row['dtype'] for row in checks} == {'fp16', 'bf16', 'tf32', 'fp32'}
     compiled = [row for row in rows if row.get('kind') == 'compiled']
-    assert len({(row['dtype'], row['task']) for row in compiled}) == 4
+    assert len({(row['dtype'], row['task']) for row in compiled}) == 8
     table = (tmp_path / 'table.md').read_text()
     assert capsys.readouterr().out.strip().endswith(table.strip())
     for line in ('fp16, 8x8', 'tf32, 9x9'):
@@ -146,13 +150,11 @@ def test_end_to_end(tool, gpu, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.filterwarnings('ignore:mmreplk')
-def test_a_wrong_kernel_is_seen(tool, gpu, tmp_path, monkeypatch):
-    import gpu_check
-    monkeypatch.setattr(gpu_check, 'SHAPES', gpu_check.SHAPES[:7])
-    gpu.lies = lambda out, problem: out * 1.1 if problem.width == 32 else out
+def test_a_wrong_kernel_is_seen(tool, gpu, tmp_path):
+    gpu.lies = lambda out, problem: out * 1.1 if problem.width == 12 else out
     assert tool.main(['--out', str(tmp_path), '--parts', 'correct', *SMALL], gpu) == 1
     wrong = [row for row in rows_of(tmp_path) if row['status'] == 'wrong']
-    assert {row['shape'][3] for row in wrong} == {32}
+    assert {row['shape'][3] for row in wrong} == {12}
     assert {row['kind'] for row in wrong} >= {'poisoned', 'unaligned', 'graph'}
     assert 'poisoned triton forward fp16' in (tmp_path / 'table.md').read_text()
 
@@ -225,6 +227,31 @@ def test_children_that_hang_or_end(tool, tmp_path, monkeypatch):
     lost = {row['part']: row['note'] for row in rows if row['status'] == 'failed'}
     assert lost == {'correct': 'ended the process, exit code 3', 'cudnn': 'hung and was ended'}
     assert [row['part'] for row in rows if row['status'] == 'begun'] == names
+
+
+def test_shares_of_compiling(tool, gpu, tmp_path, monkeypatch):
+    """Helpers compile all of it together, each kernel once; one that hangs is not waited for."""
+    def compiled(out, *share):
+        argv = ['--out', str(out), *SMALL, '--child', str(time.monotonic())]
+        argv += ['--share', *share] if share else ['--parts', 'compile']
+        assert tool.main(argv, gpu) == 0
+        return sorted(str([row[name] for name in ('task', 'dtype', 'variant', 'shape')])
+                      for row in rows_of(out) if row.get('kind') == 'compiled')
+
+    alone = compiled(tmp_path / 'alone')
+    parts = [compiled(tmp_path / number, number, '3') for number in '012']
+    assert sorted(sum(parts, [])) == alone
+    assert all(parts)
+    assert {row['status'] for row in rows_of(tmp_path / '1')} == {'ok'}, 'no part is begun or done'
+
+    context = tool.context_of(gpu, tool.argparse.Namespace(
+        out=tmp_path, batch=2, channels=4, layers=1, maps=[8], commit=None))
+    start = time.monotonic()
+    sleeper = [sys.executable, '-S', '-c', 'import time; time.sleep(60)']
+    monkeypatch.setitem(tool.PARTS, 'compile', 1.0)
+    assert tool.run_parts(['compile'], context, tmp_path, start, 3.0, [sleeper]) == 0
+    assert time.monotonic() - start < 30
+    assert [row['note'] for row in rows_of(tmp_path) if row['status'] == 'unfinished']
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')

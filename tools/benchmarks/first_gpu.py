@@ -28,18 +28,29 @@ from gpu_machine import Machine  # noqa: E402
 from gpu_parts import Context, OutOfTime, Scale  # noqa: E402
 
 # By name, the share of the time after which each is to be over.
-PARTS = {'ceilings': 0.05, 'compile': 0.14, 'correct': 0.27, 'tiles': 0.43, 'cudnn': 0.64,
+PARTS = {'ceilings': 0.05, 'compile': 0.19, 'correct': 0.31, 'tiles': 0.45, 'cudnn': 0.64,
          'ours': 0.85, 'small': 0.97}
 GRACE = 25.0  # seconds beyond its deadline after which a part is taken to hang
+HELPERS = 3  # processes that compile beside the child
 BROKEN = 3  # exit code of a child whose device has failed
 
 
-def run_part(name: str, context: Context, out: Path) -> None:
-    """One part, up to its deadline."""
+def run_part(name: str, context: Context, out: Path, helpers: list[list[str]]) -> None:
+    """One part, up to its deadline; ``helpers`` are commands that take shares of compiling."""
     if name == 'ceilings':
         gpu_time.measure_ceilings(context)
     elif name == 'compile':
-        gpu_time.compile_all(context)
+        running = [subprocess.Popen(command) for command in helpers]
+        try:
+            gpu_time.compile_all(context, (0, 1 + len(helpers)))
+            for helper in running:
+                helper.wait(max(1.0, context.deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise OutOfTime('what other processes compile') from None
+        finally:
+            for helper in running:
+                helper.kill()
+                helper.wait()
     elif name == 'correct':
         gpu_check.run(context)
     elif name == 'tiles':
@@ -53,7 +64,8 @@ def run_part(name: str, context: Context, out: Path) -> None:
         gpu_time.time_small(context)
 
 
-def run_parts(names: list[str], context: Context, out: Path, start: float, seconds: float) -> int:
+def run_parts(names: list[str], context: Context, out: Path, start: float, seconds: float,
+              helpers: list[list[str]] = ()) -> int:
     """Some parts, one after another; the exit code.
 
     Args:
@@ -62,6 +74,7 @@ def run_parts(names: list[str], context: Context, out: Path, start: float, secon
         out (Path): Folder of the results.
         start (float): When the whole run has started, by ``time.monotonic``.
         seconds (float): That it may take.
+        helpers (list[list[str]]): Commands that take shares of compiling. Defaults to none.
     """
     for name in names:
         context.part, context.deadline = name, start + PARTS[name] * seconds
@@ -69,7 +82,7 @@ def run_parts(names: list[str], context: Context, out: Path, start: float, secon
         began = time.monotonic()
         try:
             context.check_time('all of it')
-            run_part(name, context, out)
+            run_part(name, context, out, helpers)
             context.machine.synchronize()
         except OutOfTime as error:
             context.row(status='unfinished', note=f'out of time before {error}')
@@ -81,6 +94,16 @@ def run_parts(names: list[str], context: Context, out: Path, start: float, secon
             except RuntimeError:
                 return BROKEN
         context.row(status='done', seconds=round(time.monotonic() - began, 1))
+    return 0
+
+
+def run_share(context: Context, share: list[int], start: float, seconds: float) -> int:
+    """A helper's share of the part 'compile'; the exit code."""
+    context.part, context.deadline = 'compile', start + PARTS['compile'] * seconds
+    try:
+        gpu_time.compile_all(context, tuple(share))
+    except OutOfTime as error:
+        context.row(status='unfinished', note=f'out of time before {error}, share {share[0]}')
     return 0
 
 
@@ -169,6 +192,7 @@ def main(argv=None, machine: Machine | None = None) -> int:
     parser.add_argument('--maps', type=int, nargs='+', help='of the stack, instead of 16 32 64')
     parser.add_argument('--commit', help='the revision, where git cannot tell it')
     parser.add_argument('--child', type=float, metavar='START', help=argparse.SUPPRESS)
+    parser.add_argument('--share', type=int, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.seconds <= 0:
         parser.error(f'argument --seconds: {args.seconds} must be positive')
@@ -182,19 +206,23 @@ def main(argv=None, machine: Machine | None = None) -> int:
     # What the operator finds out about this GPU comes back with the rows.
     os.environ['MMREPLK_CACHE'] = str((args.out / 'cache').resolve())
     start = time.monotonic() if args.child is None else args.child
+    options = [str(part) for name in ('batch', 'channels', 'layers', 'commit')
+               if getattr(args, name) for part in (f'--{name}', getattr(args, name))]
+    options += ['--maps', *map(str, args.maps)] if args.maps else []
+    command = [sys.executable, __file__, '--out', str(args.out), '--seconds', str(args.seconds),
+               '--child', str(start), *options]
+    if args.share:
+        return run_share(context_of(machine or Machine(), args), args.share, start, args.seconds)
     if machine is not None or args.child is not None:
         context = context_of(machine or Machine(), args)
-        code = run_parts(args.parts, context, args.out, start, args.seconds)
+        helpers = [] if machine is not None else [
+            [*command, '--share', str(number), str(HELPERS + 1)]
+            for number in range(1, HELPERS + 1)]
+        code = run_parts(args.parts, context, args.out, start, args.seconds, helpers)
         if args.child is not None:
             return code
     else:
-        options = [str(part) for name in ('batch', 'channels', 'layers', 'commit')
-                   if getattr(args, name) for part in (f'--{name}', getattr(args, name))]
-        options += ['--maps', *map(str, args.maps)] if args.maps else []
-        supervise(args.parts, [
-            sys.executable, __file__, '--out', str(args.out), '--seconds', str(args.seconds),
-            '--child', str(start), *options, '--parts'], args.out / 'rows.jsonl', start,
-            args.seconds)
+        supervise(args.parts, [*command, '--parts'], args.out / 'rows.jsonl', start, args.seconds)
         context = context_of(Machine(), args)
     text = gpu_goals.report(context)
     (args.out / 'table.md').write_text(text + '\n', encoding='utf-8')

@@ -18,32 +18,47 @@ SHAPES = [
     ((1, 1, 1, 40), (1, 31)), ((70, 2, 8, 8), (9, 9))]
 
 
+def problems(context: Context):
+    """What is checked in poisoned memory: dtype and problem, the most important first."""
+    for dtype in ('fp16', 'tf32', 'bf16', 'fp32'):
+        for shape, kernel in SHAPES:
+            yield dtype, context.problem(dtype, *shape, kernel, has_bias=True,
+                                         relu=dtype == 'bf16')
+
+
+def of_task(problem, task: str):
+    """Without what a task has not: the gradient of the weights knows of no bias."""
+    return problem if task == 'forward' else problem._replace(has_bias=False, relu=False)
+
+
 def run(context: Context) -> None:
-    """Rows of all shapes and dtypes, then of what is special."""
+    """Rows of all shapes and dtypes, and of what is special as soon as its dtype is through."""
     for dtype in ('fp16', 'tf32', 'bf16', 'fp32'):
         allow_tf32(dtype)
-        for shape, kernel in SHAPES:
-            problem = context.problem(dtype, *shape, kernel, has_bias=True, relu=dtype == 'bf16')
+        for problem in (each for name, each in problems(context) if name == dtype):
             for task in TASKS:
                 for family in able(problem, task):
-                    context.check_time(f'{dtype} {shape}')
+                    context.check_time(f'{dtype} {shape_of(problem)}')
                     context.attempt(
                         dict(kind='poisoned', dtype=dtype, task=task, family=family.name,
                              shape=shape_of(problem)),
                         lambda f=family, p=problem, t=task, d=dtype: _poisoned(context, f, p, t, d))
-    special = dict(unaligned=_unaligned, channels_last=_channels_last, streams=_streams,
-                   graph=_graph, infinite=_infinite)
-    for dtype in ('fp16', 'tf32'):
-        allow_tf32(dtype)
-        for kind, check in special.items():
-            for shape, kernel in (SHAPES[1], SHAPES[6]):
-                problem = context.problem(dtype, *shape, kernel)
-                for family in able(problem, 'forward'):
-                    context.check_time(kind)
-                    context.attempt(
-                        dict(kind=kind, dtype=dtype, task='both', family=family.name,
-                             shape=shape_of(problem)),
-                        lambda c=check, f=family, p=problem, d=dtype: c(context, f, p, d))
+        if dtype in ('fp16', 'tf32'):
+            _special(context, dtype)
+
+
+def _special(context: Context, dtype: str) -> None:
+    kinds = dict(unaligned=_unaligned, channels_last=_channels_last, streams=_streams,
+                 graph=_graph, infinite=_infinite)
+    for kind, check in kinds.items():
+        for shape, kernel in (SHAPES[1], SHAPES[6]):
+            problem = context.problem(dtype, *shape, kernel)
+            for family in able(problem, 'forward'):
+                context.check_time(kind)
+                context.attempt(
+                    dict(kind=kind, dtype=dtype, task='both', family=family.name,
+                         shape=shape_of(problem)),
+                    lambda c=check, f=family, p=problem: c(context, f, p, dtype))
 
 
 def _variant(context, family, problem, task, dtype):
@@ -51,10 +66,9 @@ def _variant(context, family, problem, task, dtype):
 
 
 def _poisoned(context, family, problem, task, dtype) -> dict:
-    variant = _variant(context, family, problem, task, dtype)
-    small = problem if task == 'forward' else problem._replace(has_bias=False, relu=False)
-    found = selfcheck.outcome_of(family, context.machine.device, small, task, mode_of(dtype),
-                                 variant)
+    variant = _variant(context, family, of_task(problem, task), task, dtype)
+    found = selfcheck.outcome_of(family, context.machine.device, of_task(problem, task), task,
+                                 mode_of(dtype), variant)
     if found == selfcheck.RIGHT:
         return dict(status='ok', variant=str(variant))
     return dict(status='wrong', variant=str(variant), note=found)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import ceilings
+import gpu_check
 import torch
 import torch.nn.functional as F
 from gpu_parts import DTYPES, TASKS, Context, able, allow_tf32, mode_of, shape_of
@@ -17,6 +18,7 @@ from mmreplk.ops.gpu.arch import arch_of
 
 FORMATS = {'nchw': torch.contiguous_format, 'channels_last': torch.channels_last}
 SMALL_KERNELS = (3, 5, 7, 13)
+TILES = 6  # of each problem of the stack
 # (N, C, H, W, K) beside the stack: the network's maps, odd widths among them.
 FACTS = [(64, 128, 56, 56, 31), (64, 256, 28, 28, 29), (64, 512, 14, 14, 27),
          (64, 1024, 7, 7, 13), (1, 1024, 25, 25, 13), (1, 512, 50, 50, 27)]
@@ -55,19 +57,27 @@ def classes(variants: list, most: int) -> list:
     return list(found.values())[:most]
 
 
-def compile_all(context: Context) -> None:
-    """What the other parts will launch, in threads."""
+def compile_all(context: Context, share: tuple[int, int] = (0, 1)) -> None:
+    """What the other parts will launch, in threads, the most important first.
+
+    Args:
+        context (Context): Of the part.
+        share (tuple[int, int]): Which share of how many is this process's: half of a compilation
+            holds Python's lock. What one has compiled, others find in the compiler's cache.
+    """
     from compile_only import nothing_runs
-    jobs = []
-    facts = [(dtype, context.problem(dtype, *shape[:4], (shape[4], shape[4])))
-             for shape in FACTS for dtype in ('fp16', 'tf32')]
-    device = arch_of(context.machine.device)
-    for number, (dtype, problem) in enumerate([*context.stack(), *facts]):
+    jobs, device = [], arch_of(context.machine.device)
+    stack, facts = context.stack(), [
+        (dtype, context.problem(dtype, *shape[:4], (shape[4], shape[4])))
+        for shape in FACTS for dtype in ('fp16', 'tf32')]
+    checked = list(gpu_check.problems(context))
+    for number, (dtype, problem) in enumerate([*stack, *facts, *checked]):
         for task in TASKS:
-            for family in able(problem, task):
-                options = family.variants(problem, task, mode_of(dtype), device)
-                most = 6 if number < len(context.stack()) else 1
-                jobs += [(family, problem, task, dtype, each) for each in classes(options, most)]
+            of_task = gpu_check.of_task(problem, task)
+            for family in able(of_task, task):
+                options = family.variants(of_task, task, mode_of(dtype), device)
+                most = TILES if number < len(stack) else 1
+                jobs += [(family, of_task, task, dtype, each) for each in classes(options, most)]
     seen, unique = set(), []
     for family, problem, task, dtype, variant in jobs:
         key, small = family.probe(problem, task, mode_of(dtype), variant, device)
@@ -100,11 +110,12 @@ def compile_all(context: Context) -> None:
                     other.cancel()
                 context.check_time('compilation')
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    mine = unique[share[0]::share[1]]
+    with ThreadPoolExecutor(max(1, min(16, os.cpu_count() or 1) // share[1])) as pool:
         with nothing_runs():
-            wait([job for job in unique if job[0].name == 'triton'], pool)
+            wait([job for job in mine if job[0].name == 'triton'], pool)
         # The first call of another family compiles it.
-        wait([job for job in unique if job[0].name != 'triton'], pool)
+        wait([job for job in mine if job[0].name != 'triton'], pool)
 
 
 def _tensors(context, problem, task):
@@ -132,7 +143,7 @@ def time_tiles(context: Context, out: Path) -> None:
                 x, other = _tensors(context, problem, task)
                 options = family.variants(problem, task, mode_of(dtype), device)
                 best = None
-                for variant in classes(options, 6):
+                for variant in classes(options, TILES):
                     context.check_time(f'{task} {dtype} {shape_of(problem)}')
 
                     def call(family=family, variant=variant, x=x, other=other, task=task,

@@ -145,6 +145,7 @@ def test_what_first_gpu_compiles_in_threads(gpu, monkeypatch, tmp_path):
     """Triton's real compiler, nothing launched; what is called afterwards needs no compiler."""
     from pathlib import Path
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[3] / 'tools/benchmarks'))
+    import gpu_check
     import gpu_parts
     import gpu_time
     from rows import RowFile
@@ -156,6 +157,7 @@ def test_what_first_gpu_compiles_in_threads(gpu, monkeypatch, tmp_path):
             pass
 
     monkeypatch.setattr(gpu_time, 'FACTS', [])
+    monkeypatch.setattr(gpu_check, 'SHAPES', [])
     monkeypatch.setattr(gpu_time, 'classes', lambda variants, most: list(variants[:1]))
     context = gpu_parts.Context(Machine(), RowFile(tmp_path / 'rows.jsonl'), gpu_parts.Scale(
         batch=2, channels=4, maps=(16, ), kernel=5), {})
