@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from . import dispatch, dropin, large_kernel_dwconv2d
 from .arguments import LONGEST, WIDEST
 from .cpu import costs, kernels
+from .gpu import cache, versions
 from .problem import Problem
 
 PACKAGES = ('triton', 'timm', 'mmengine', 'mmcv', 'mmcv-lite', 'mmsegmentation', 'mmdet',
@@ -93,7 +94,8 @@ def environment() -> dict[str, str]:
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         found['gpu'] = (f'{torch.cuda.get_device_name()}, capability {major}.{minor}, CUDA '
-                        f'{torch.version.cuda or torch.version.hip}')
+                        f'{torch.version.cuda or torch.version.hip}, driver {versions.driver()}')
+        found['gpu cache'] = str(cache.folder())
     spec = importlib.util.find_spec(dropin.NAMES[0])
     found[dropin.NAMES[0]] = 'not on the path' if spec is None else str(spec.origin)
     installed = {(name or '').lower(): version for name, version in (
@@ -133,12 +135,13 @@ def table(shape: tuple[int, ...], kernel: tuple[int, int], dtype: str, device: s
            + (f'CPU, {torch.get_num_threads()} threads' if device.type == 'cpu' else str(device)))
     yield ''
     for format_name, problem in problems.items():
-        choices = {'forward': dispatch.choose(problem)}
+        choices = {'forward': dispatch.choose(problem, device=device)}
         if backward and dispatch.one_backward((problem, ), 'auto'):
             yield f"{format_name}, both gradients: 'auto' takes one pass of fft, faster than apart"
         elif backward:
-            choices |= {'input gradient': dispatch.choose(problem.of_input_grad()),
-                        'weight gradient': dispatch.choose_weight_grad(problem)}
+            choices |= {
+                'input gradient': dispatch.choose(problem.of_input_grad(), device=device),
+                'weight gradient': dispatch.choose_weight_grad(problem, device=device)}
         for task, choice in choices.items():
             yield f"{format_name}, {task}: 'auto' takes {choice.backend}: {choice.reason}"
     yield ''

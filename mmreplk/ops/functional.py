@@ -116,16 +116,17 @@ def large_kernel_dwconv2d(x: Tensor,
     if torch.compiler.is_compiling() or _has_symbolic_sizes(x, weight):
         return _graph(x, weight, bias, stride, padding, dilation, backend, keep, relu)
 
-    problem, chosen = _plan(x, weight, bias, stride, padding, dilation, backend, relu)
+    problem, chosen, is_open = _plan(x, weight, bias, stride, padding, dilation, backend, relu)
     if problem is None:  # bad input, for which PyTorch has the words, or nothing to compute
         return _pytorch(x, weight, bias, stride, padding, dilation, relu)
-    if key is not None:
+    if key is not None and not is_open:
         ready.keep_call(key, _by_pytorch(stride, padding, dilation, problem) if chosen == 'torch'
-                        else dispatch.prepared(problem, chosen, x.stride()))
-    if chosen == 'torch' and not (backend == 'auto' and _trains_better(weight, problem)):
+                        else dispatch.prepared(problem, chosen, x.stride(), backend))
+    if chosen == 'torch' and not is_open and not (
+            backend == 'auto' and _trains_better(weight, problem)):
         return _by_pytorch(stride, padding, dilation, problem)(x, weight, bias)
     if ready.is_plain(x, weight, bias):
-        return dispatch.forward(x, weight, bias, problem, chosen, keep)
+        return dispatch.forward(x, weight, bias, problem, backend, keep)
     return dwconv2d(x, weight, bias, problem.padding, problem.dilation, backend, keep, relu)
 
 
@@ -211,7 +212,8 @@ def _trains_better(weight: Tensor, problem: Problem) -> bool:
     Then the custom op runs PyTorch's forward pass, and chooses anew for each gradient.
     """
     return (weight.requires_grad and torch.is_grad_enabled() and problem.stride == (1, 1)
-            and dispatch.choose_weight_grad(problem).backend != 'torch')
+            and (dispatch.is_open(problem, 'weight_grad', weight.device)
+                 or dispatch.choose_weight_grad(problem, device=weight.device).backend != 'torch'))
 
 
 def explain(x: Tensor,
@@ -243,7 +245,7 @@ def explain(x: Tensor,
     if problem is None:
         _pytorch(x[:1], weight, bias, stride, padding, dilation)  # raises for bad input
         return dispatch.Choice('torch', 'nothing to compute, or not a strided real tensor', {})
-    choice = dispatch.choose(problem, backend)
+    choice = dispatch.choose(problem, backend, device=x.device)
     choice = choice._replace(candidates=dict(choice.candidates))  # the caller's own
     if (backend == 'auto' and problem.device == 'cpu'
             and _is_tiny(x, problem.kernel, stride, dilation)):
@@ -252,15 +254,24 @@ def explain(x: Tensor,
 
 
 def _plan(x, weight, bias, stride, padding, dilation, backend, relu=False
-          ) -> tuple[Problem | None, str | None]:
-    """`problem_of` and the backend, looked up by what they depend on in a tenth of the time."""
+          ) -> tuple[Problem | None, str | None, bool]:
+    """`problem_of`, the backend, and whether it is open, as kernels are to be timed first.
+
+    Looked up by what they depend on in a tenth of the time.
+    """
     key = ready.key_of(x, weight, bias, stride, padding, dilation, backend, relu)
     try:
         return dispatch.plans[key]
     except (KeyError, TypeError):  # not seen yet, or given as lists
         pass
     problem = problem_of(x, weight, bias, stride, padding, dilation, relu)
-    plan = problem, None if problem is None else dispatch.choose(problem, backend).backend
+    if problem is None:
+        plan = None, None, False
+    else:
+        plan = (problem, dispatch.choose(problem, backend, device=x.device).backend,
+                backend == 'auto' and dispatch.is_open(problem, 'forward', x.device))
+    if plan[2]:
+        return plan
     if len(dispatch.plans) >= dispatch.PLANS:
         dispatch.plans.clear()
     with suppress(TypeError):
