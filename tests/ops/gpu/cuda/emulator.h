@@ -303,6 +303,7 @@ static void product(float *d, const u32 (&in)[6]) {
 
 inline int thread_index() { return emulator::current; }
 inline int block_index() { return emulator::block; }
+inline int warp_index() { return emulator::current >> 5; }
 inline u32 shared_start() { return 0; }
 
 inline void load_matrices(u32 (&r)[4], u32 address) { emulator::matrices_of<4, false>(r, address); }
@@ -382,6 +383,7 @@ inline float to_float(T v) { return v; }
 inline u32 to_tf32(u32 v) {
   return (v & 0x7f800000u) == 0x7f800000u ? v : (v + 0x1000u) & ~0x1fffu;
 }
+inline u32 near_tf32(u32 v) { return (v & 0x7f800000u) == 0x7f800000u ? v : v + 0x1000u; }
 #endif
 
 inline void multiply(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {

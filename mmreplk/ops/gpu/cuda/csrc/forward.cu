@@ -76,9 +76,11 @@ DEVICE void products(float (&acc)[TILES][ROWS][4], const u32 (&left)[TILES], con
 #endif
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
+#if MODE == 2
+          big[q] = near_tf32(x[i][q]);
+#else
           big[q] = to_tf32(x[i][q]);
-#if MODE == 3
-          small[q] = to_tf32(bits_of(float_of(x[i][q]) - float_of(big[q])));
+          small[q] = near_tf32(bits_of(float_of(x[i][q]) - float_of(big[q])));
 #endif
         }
 #endif
@@ -171,7 +173,7 @@ DEVICE float plain_sum(const Forward &p, const T *x, const T *w, int row, int co
 
 KERNEL(forward, Forward) {
   const u32 base = shared_start();
-  const int lane = thread_index() & 31, warp = thread_index() >> 5;
+  const int lane = thread_index() & 31, warp = warp_index();
   int id = block_index();
   const int tile_j = id % p.tiles_j; id /= p.tiles_j;
   const int tile_i = id % p.tiles_i; id /= p.tiles_i;

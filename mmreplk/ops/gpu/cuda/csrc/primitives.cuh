@@ -14,6 +14,8 @@ typedef unsigned long long u64;
 
 DEVICE int thread_index() { return threadIdx.x; }
 DEVICE int block_index() { return blockIdx.x; }
+// The same for all lanes of a warp, in a way that the compiler can tell.
+DEVICE int warp_index() { return __shfl_sync(0xffffffffu, (int)threadIdx.x >> 5, 0); }
 
 extern __shared__ __align__(128) unsigned char shared_bytes[];
 
@@ -118,6 +120,13 @@ DEVICE u32 to_tf32(u32 v) {
   u32 r;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(__uint_as_float(v)));
   return r;
+}
+#endif
+
+#if MODE >= 2
+// As `to_tf32`, but for the lower bits, which products do not look at.
+DEVICE u32 near_tf32(u32 v) {
+  return __uint_as_float(v & 0x7fffffffu) < __int_as_float(0x7f800000) ? v + 0x1000u : v;
 }
 #endif
 

@@ -39,70 +39,104 @@ struct WeightGrad {
   int g_chunks, g_chunk_bytes, g_row_bytes, ring, g_start;
 };
 
+// Where the rows of g are that the kernel rows see from a pair of rows: matrix j holds that which
+// kernel row j - 1 sees from r, and j from r + 1.
+struct RowsOfG {
+#if MODE < 2
+  int slot, ring, bytes;  // of matrix 0
+  DEVICE void set(int slot_, int ring_, int bytes_) {
+    slot = slot_;
+    ring = ring_;
+    bytes = bytes_;
+  }
+  DEVICE u32 of(int j) const {
+    const int at = slot - j;
+    return (at < 0 ? at + ring : at) * bytes;
+  }
+#else
+  u32 at[2 * PAIRS + 1];
+  DEVICE void set(int slot, int ring, int bytes) {
+#pragma unroll
+    for (int j = 0; j < 2 * PAIRS + 1; ++j)
+      at[j] = (slot < j ? slot - j + ring : slot - j) * bytes;
+  }
+  DEVICE u32 of(int j) const { return at[j]; }
+#endif
+};
+
 // What HALF positions (images and patches) of two rows add, for kernel rows 4 LO to 4 HI - 1.
 template <int LO, int HI>
-DEVICE void products(float (&acc)[PAIRS][CHUNKS][4], u32 g_place, int slot, int ring, int g_row_bytes,
-                     u32 x_place, u32 chunk_bytes, u32 row_bytes, int low, int high) {
+DEVICE void products(float (&acc)[PAIRS][CHUNKS][4], u32 g_place, const RowsOfG &rows, u32 x_place, u32 chunk_bytes, u32 row_bytes, int low, int high) {
+#if MODE < 2
   const int lane = thread_index() & 31;
+  const int matrix = (lane >> 4) ? (lane >> 3) - 2 : (lane >> 3) + 1;
   u32 a[PAIRS][4];
-  // Matrix j holds the row of g that kernel row j - 1 sees from r, and j from r + 1.
 #pragma unroll
   for (int m = 2 * LO; m < 2 * HI; ++m) {
-#if MODE < 2
-    int at = slot - 2 * m - ((lane >> 4) ? (lane >> 3) - 2 : (lane >> 3) + 1);
-    at += at < 0 ? ring : 0;
-    load_transposed(a[m], g_place + at * g_row_bytes);
-#else
-    u32 three[3];
-#pragma unroll
-    for (int q = 0; q < 3; ++q) {
-      int at = slot - 2 * m - q;
-      at += at < 0 ? ring : 0;
-      three[q] = load_shared(g_place + at * g_row_bytes);
-    }
-    a[m][0] = three[1]; a[m][1] = three[2]; a[m][2] = three[0]; a[m][3] = three[1];
-#endif
+    load_transposed(a[m], g_place + rows.of(2 * m + matrix));
   }
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c) {
     if (c < low || c >= high) continue;
     u32 b[2];
-#if MODE < 2
     load_transposed_two(b, x_place + c * chunk_bytes);
+#pragma unroll
+    for (int m = 2 * LO; m < 2 * HI; ++m)
+      multiply(acc[m][c], a[m][0], a[m][1], a[m][2], a[m][3], b[0], b[1]);
+  }
 #else
-    b[0] = load_shared(x_place + c * PATCH * chunk_bytes);
-    b[1] = load_shared(x_place + c * PATCH * chunk_bytes + row_bytes);
-#endif
+  u32 b[CHUNKS][2];
 #if MODE == 3
-    u32 rest[2];
+  u32 b_rest[CHUNKS][2];  // what TF32 cuts off
+#endif
+#pragma unroll
+  for (int c = 0; c < CHUNKS; ++c) {
+    if (c < low || c >= high) continue;
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
-      const u32 big = to_tf32(b[q]);
-      rest[q] = to_tf32(bits_of(float_of(b[q]) - float_of(big)));
-      b[q] = big;
-    }
-#elif MODE == 2
-    b[0] = to_tf32(b[0]); b[1] = to_tf32(b[1]);
-#endif
-#pragma unroll
-    for (int m = 2 * LO; m < 2 * HI; ++m) {
-#if MODE < 2
-      multiply(acc[m][c], a[m][0], a[m][1], a[m][2], a[m][3], b[0], b[1]);
+      const u32 v = load_shared(x_place + c * PATCH * chunk_bytes + q * row_bytes);
+#if MODE == 2
+      b[c][q] = near_tf32(v);
 #else
-      u32 big[4];
-#pragma unroll
-      for (int q = 0; q < 4; ++q) big[q] = to_tf32(a[m][q]);
-      multiply(acc[m][c], big[0], big[1], big[2], big[3], b[0], b[1]);
-#if MODE == 3
-      multiply(acc[m][c], big[0], big[1], big[2], big[3], rest[0], rest[1]);
-#pragma unroll
-      for (int q = 0; q < 4; ++q)
-        big[q] = to_tf32(bits_of(float_of(a[m][q]) - float_of(big[q])));
-      multiply(acc[m][c], big[0], big[1], big[2], big[3], b[0], b[1]);
-#endif
+      b[c][q] = to_tf32(v);
+      b_rest[c][q] = near_tf32(bits_of(float_of(v) - float_of(b[c][q])));
 #endif
     }
   }
+  u32 g[3];  // matrices 2 m to 2 m + 2
+#if MODE == 3
+  u32 g_rest[3];
+#endif
+#pragma unroll
+  for (int m = 2 * LO; m < 2 * HI; ++m) {
+#pragma unroll
+    for (int q = 0; q < 3; ++q) {
+      if (q == 0 && m > 2 * LO) {
+        g[0] = g[2];
+#if MODE == 3
+        g_rest[0] = g_rest[2];
+#endif
+        continue;
+      }
+      const u32 v = load_shared(g_place + rows.of(2 * m + q));
+#if MODE == 2
+      g[q] = near_tf32(v);
+#else
+      g[q] = to_tf32(v);
+      g_rest[q] = near_tf32(bits_of(float_of(v) - float_of(g[q])));
+#endif
+    }
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c) {
+      if (c < low || c >= high) continue;
+      multiply(acc[m][c], g[1], g[2], g[0], g[1], b[c][0], b[c][1]);
+#if MODE == 3
+      multiply(acc[m][c], g[1], g[2], g[0], g[1], b_rest[c][0], b_rest[c][1]);
+      multiply(acc[m][c], g_rest[1], g_rest[2], g_rest[0], g_rest[1], b[c][0], b[c][1]);
+#endif
+    }
+  }
+#endif
 }
 
 // `products` of the fours of kernel rows from `low` to `high`.
@@ -136,7 +170,7 @@ DEVICE float plain_sum(const WeightGrad &p, int channel, int u, int v) {
 
 KERNEL(weight_grad, WeightGrad) {
   const u32 base = shared_start();
-  const int lane = thread_index() & 31, warp = thread_index() >> 5;
+  const int lane = thread_index() & 31, warp = warp_index();
   // Warps of all u are beside each other on a quarter of the processor: at the edges of the map,
   // some have less to do than others.
   const int warp_k = warp % WARPS_K, u_warp = warp / WARPS_K * 2 * PAIRS;
@@ -200,6 +234,8 @@ KERNEL(weight_grad, WeightGrad) {
       const int low = most(0, r + top - p.out_height + 1 - u_warp) / 4;
       const int high = (least(least(2 * PAIRS, kh - u_warp), r + 2 + top - u_warp) + 3) / 4;
       if (low < high && r + 2 + top > u_warp) {
+        RowsOfG rows_of_g;
+        rows_of_g.set(slot, p.ring, p.g_row_bytes);
         for (int k = warp_k; k < steps; k += WARPS_K) {
           const int mine = k * HALF + (lane & (HALF - 1));
           const int image = mine & ((1 << p.log_images) - 1), patch = mine >> p.log_images;
@@ -219,11 +255,10 @@ KERNEL(weight_grad, WeightGrad) {
           g_place += (patch * PATCH + (lane >> 4)) * p.g_chunk_bytes + column;
           x_place += (patch * PATCH + (lane >> 4) - skipped) * p.chunk_bytes + column;
 #endif
-          int ring = p.ring, g_row_bytes = p.g_row_bytes, at = slot;
           u32 chunk_bytes = p.chunk_bytes, row_bytes = p.row_bytes;
           int from = low, to = high;
-          Choose<0, PAIRS / 2>::call(from, to, acc, g_place, at, ring, g_row_bytes, x_place,
-                                     chunk_bytes, row_bytes, c_low, c_high);
+          Choose<0, PAIRS / 2>::call(from, to, acc, g_place, rows_of_g, x_place, chunk_bytes,
+                                     row_bytes, c_low, c_high);
         }
       }
       slot = slot + 2 >= p.ring ? slot + 2 - p.ring : slot + 2;
@@ -250,7 +285,7 @@ KERNEL(weight_grad, WeightGrad) {
         }
   }
   BARRIER();
-  for (int u = thread_index() >> 5; u < kh; u += WARPS)
+  for (int u = warp; u < kh; u += WARPS)
     for (int v = lane; v < kw; v += 32) {
       float sum = 0.f;
 #pragma unroll
