@@ -41,7 +41,7 @@ class GradTile(NamedTuple):
 # Those that are compiled without spilling registers: tests/ops/gpu/cuda/test_compile.py.
 # Of 32 bits, numbers take twice the registers.
 TILES = {2: (GradTile(8, 5, 2, 2, 4), GradTile(8, 5, 1, 4, 4), GradTile(8, 3, 1, 4, 4),
-             GradTile(4, 3, 1, 4, 4)),
+             GradTile(4, 5, 4, 1, 4), GradTile(4, 3, 1, 4, 4)),
          4: (GradTile(4, 5, 4, 1, 4), GradTile(4, 5, 4, 2, 4), GradTile(4, 3, 2, 2, 4),
              GradTile(4, 3, 1, 4, 4))}
 
