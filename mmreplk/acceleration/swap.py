@@ -8,8 +8,7 @@ module itself, so that a copy of a network can be put back as well.
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..models.plain import has_hooks
-from ..ops.torch_internals import parameters_of
+from ..ops.torch_internals import has_hooks, parameters_of
 
 _ORIGIN = '_accelerated_from'
 # Names with which an instance stands in for what its class does.

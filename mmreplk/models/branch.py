@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ..ops import LargeKernelDWConv2d
-from ..ops.torch_internals import children_of, mode_padding
+from ..ops.torch_internals import children_of, mode_padding, set_mode_padding
 from .layers import check_conv, check_foldable, check_norm, fuse_conv_bn
 from .plain import check_computes, value_of
 
@@ -88,7 +88,7 @@ class Branch:
             conv.dilation, conv.groups, padding_mode=conv.padding_mode, device='meta',
             backend=getattr(conv, 'backend', 'auto'))
         # How far the modes other than zeros pad was settled when the layer was built.
-        mode_padding(new)[:] = mode_padding(conv)
+        set_mode_padding(new, mode_padding(conv))
         trained = any(parameter.requires_grad for parameter in conv.parameters())
         new.weight, new.bias = (nn.Parameter(value, requires_grad=trained)
                                 for value in (weight, bias))

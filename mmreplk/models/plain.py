@@ -21,6 +21,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..ops.torch_internals import (
+    HOOKS,
     children_of,
     forward_hooks,
     forward_pre_hooks,
@@ -28,8 +29,7 @@ from ..ops.torch_internals import (
     parameters_of,
 )
 
-_HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-_GLOBAL_HOOKS = tuple(f'_global{name}' for name in _HOOKS)
+_GLOBAL_HOOKS = tuple(f'_global{name}' for name in HOOKS)
 _OWN_DICTS = ('_parameters', '_buffers', '_modules', '_non_persistent_buffers_set',
               '_forward_pre_hooks', '_state_dict_hooks', '_load_state_dict_pre_hooks')
 
@@ -52,11 +52,6 @@ def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     # The compiler looks at forward by itself, and cannot read vars().
     return torch.compiler.is_compiling() or (
         'forward' not in vars(module) and getattr(module, '_compiled_call_impl', None) is None)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a module itself has hooks of forward or backward."""
-    return any(vars(module).get(name) for name in _HOOKS)
 
 
 def check_computes(module: nn.Module, forwards: Iterable, name: str) -> None:

@@ -5,7 +5,7 @@ nothing older than 2.5. The functions that a call asks every time are PyTorch's 
 name: a Python frame around each would be felt.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ ConvNd = nn.modules.conv._ConvNd
 # A class to derive from, and a function for the innermost of its kind that is active, or None.
 TorchDispatchMode = _python_dispatch.TorchDispatchMode
 current_dispatch_mode = _python_dispatch._get_current_dispatch_mode
+# The dicts of a module's own hooks of forward and backward.
+HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 _transforms = torch._C._functorch.TransformType
 _interpreter_stack = torch._C._functorch.get_interpreter_stack
@@ -65,12 +67,17 @@ def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
     return module._parameters
 
 
-def mode_padding(conv: nn.Module) -> list[int]:
-    """The very list of how far a convolution pads, as ``F.pad`` takes it: for all modes but zeros.
+def mode_padding(conv: nn.Module) -> tuple[int, ...]:
+    """How far a convolution pads, as ``F.pad`` takes it: for all modes but zeros.
 
     PyTorch settles it when a layer is built.
     """
-    return conv._reversed_padding_repeated_twice
+    return tuple(conv._reversed_padding_repeated_twice)
+
+
+def set_mode_padding(conv: nn.Module, padding: Sequence[int]) -> None:
+    """Change what :func:`mode_padding` gives, to the type that PyTorch has it in."""
+    conv._reversed_padding_repeated_twice = type(conv._reversed_padding_repeated_twice)(padding)
 
 
 def forward_hooks(module: nn.Module) -> dict[int, Callable]:
@@ -86,6 +93,11 @@ def forward_pre_hooks(module: nn.Module) -> dict[int, Callable]:
 def has_forward_hooks(module: nn.Module) -> bool:
     """Whether anything is called before or behind a module's forward; not of those of all."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module itself has hooks of forward or backward."""
+    return any(vars(module).get(name) for name in HOOKS)
 
 
 def schema_of(packet):

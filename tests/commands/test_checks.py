@@ -145,7 +145,7 @@ def test_weight_files(files, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         preflight.check_pretrained(model('gone.pth'))
     assert "model.backbone.init_cfg.1.checkpoint: no such file 'gone.pth'" in str(error.value)
-    assert '--cfg-options model.backbone.init_cfg.1.checkpoint=FILE' in str(error.value)
+    assert 'by model.backbone.init_cfg.1.checkpoint=FILE' in str(error.value)
 
 
 @pytest.mark.parametrize('name', ['iter_10.pth', 'best_mIoU.pth', 'last_checkpoint'])
@@ -175,7 +175,7 @@ def test_resume_of_a_run_that_was_moved(files, tmp_path, run_state):
     assert cfg.load_from == str(tmp_path / 'run/iter_1.pth')
     cfg.load_from = None
     (tmp_path / 'run/last_checkpoint').write_text('old/place/iter_2.pth')
-    with pytest.raises(FileNotFoundError, match='--resume.*old/place.*--resume FILE'):
+    with pytest.raises(FileNotFoundError, match='resume.*old/place.*load_from=FILE and resume=True'):
         preflight.check_work_dir(cfg)
     cfg.load_from = 'run/iter_1.pth'
     preflight.check_work_dir(cfg)

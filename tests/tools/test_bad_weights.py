@@ -170,7 +170,7 @@ def test_weights_to_start_from(files):
     owner['checkpoint'] = files.save('cut.pth', drop='backbone.stages.0.blocks.0.pw1.bn')
     cfg.model.backbone.init_cfg = [owner]
     with pytest.raises(ValueError, match=r'model\.backbone\.init_cfg\.0\.checkpoint: .*missing.*'
-                       r'--cfg-options model\.backbone\.init_cfg\.0\.checkpoint=FILE'):
+                       r'by model\.backbone\.init_cfg\.0\.checkpoint=FILE'):
         preflight.check_pretrained(cfg, backbone)
     # For the whole model: the same rules as load_from.
     cfg.model.backbone.init_cfg = None

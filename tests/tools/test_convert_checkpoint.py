@@ -170,7 +170,7 @@ class TestClassifier:
             args=argparse.Namespace(lr=4e-3)))
         lines = convert.convert(source, str(tmp_path / 'b.pth'), 'official')
         assert 'left out: model_ema, epoch, optimizer, args' in lines
-        assert any('--ema takes it instead' in line for line in lines)
+        assert any('ema=True takes it instead' in line for line in lines)
         assert same(load(tmp_path / 'b.pth'), state)
         convert.convert(source, str(tmp_path / 'c.pth'), 'official', ema=True)
         assert same(load(tmp_path / 'c.pth'), average)

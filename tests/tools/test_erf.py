@@ -65,7 +65,7 @@ def test_several_models_and_stages(seg_bench):
                  '--stage', 'decode_head.convs', '--stage', 'backbone.stages.1', '--stage', '-1',
                  '--num-images', 1, '--size', 64, '--device', 'cpu')
     run = bench.done('erf.py', *arguments, '--out', 'erf')
-    assert 'No --images, so 1 generated pictures' in run.text
+    assert 'No images, so 1 generated pictures' in run.text
     warning, = (line for line in run.text.splitlines() if line.startswith('Warning'))
     for name in ('tiny 0', 'tiny decode_head.convs', 'tiny backbone.stages.1', 'squeezenet1_1'):
         assert name in warning

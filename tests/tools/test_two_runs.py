@@ -13,7 +13,7 @@ def test_work_dir_in_use(seg_bench):
         text = seg_bench.refused('train.py', 'tiny.py', '--work-dir', 'run')
     finally:
         unlock_work_dir(str(folder))
-    assert "--work-dir: 'run' is in use by another run (process " in text
+    assert "work_dir: 'run' is in use by another run (process " in text
 
 
 def test_port_in_use(seg_bench):

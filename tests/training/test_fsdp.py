@@ -46,7 +46,7 @@ def test_nothing_is_asked_of_other_configs():
 
 
 def test_a_launcher_is_needed(cfg):
-    with pytest.raises(ValueError, match=r'--launcher none: .*_fsdp\.py.*tools/dist_train\.sh'):
+    with pytest.raises(ValueError, match=r'launcher none: .*_fsdp\.py.*tools/dist_train\.sh'):
         fit_fsdp(cfg, 'none', gpu=True)
 
 

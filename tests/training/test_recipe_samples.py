@@ -85,8 +85,8 @@ def test_one_line_where_iterations_are_too_few(tmp_path):
 
 
 @pytest.mark.parametrize(('enable', 'steps', 'named'), [
-    (False, 1, 'scale the learning rate from a batch of 8 to 2 (--auto-scale-lr), or expect'),
-    (False, 2, 'scale the learning rate from a batch of 8 to 4 (--auto-scale-lr), or expect'),
+    (False, 1, 'scale the learning rate from a batch of 8 to 2 (auto_scale_lr), or expect'),
+    (False, 2, 'scale the learning rate from a batch of 8 to 4 (auto_scale_lr), or expect'),
     (False, 4, None),
     (True, 1, None),
 ])
@@ -108,7 +108,7 @@ def test_a_smaller_batch_is_named_where_the_samples_agree(tmp_path, base, enable
     lines = train(tmp_path, 3 * SIZE, by_epoch=True, length=3, cfg=cfg)[0]
     assert lines == [
         'This run sees as many samples as the recipe, but 2 in a batch and not 8: scale the '
-        'learning rate (--auto-scale-lr), or expect a lower result.'
+        'learning rate (auto_scale_lr), or expect a lower result.'
     ][:warned]
 
 

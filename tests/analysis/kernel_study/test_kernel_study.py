@@ -54,7 +54,7 @@ TINY = StudySettings(kernels=(3, 7), seeds=(0, 1), iters=4, num_train=1, num_val
 @pytest.mark.parametrize(('changes', 'message'), [
     (dict(kernels=(4, )), 'kernels 4: give odd sizes from 3'),
     (dict(kernels=(1, )), 'kernels 1: give odd sizes from 3'),
-    (dict(kernels=()), '--kernels'),
+    (dict(kernels=()), 'kernels'),
     (dict(kernels=(3, 7, 3)), 'kernels 3 7 3: give numbers that differ'),
     (dict(seeds=(1, 1)), 'seeds 1 1: give numbers that differ'),
     (dict(seeds=(-1, )), 'seeds -1: give numbers from 0'),

@@ -88,7 +88,7 @@ def test_files_that_are_no_answers(write, tmp_path):
     good = write('good.csv', 'net', ANSWERS)
 
     def message(*paths, groups=None):
-        with pytest.raises(ValueError, match='^CSV|^--group') as raised:
+        with pytest.raises(ValueError, match='^CSV|^group') as raised:
             read_decisions(paths, groups)
         return str(raised.value)
 
