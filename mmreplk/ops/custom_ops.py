@@ -54,8 +54,7 @@ def _dwconv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int]
     problem = _problem(x, weight.shape, padding, dilation, bias is not None, relu)
     if problem is None:
         return convolve(x, weight, bias, padding, dilation, relu)
-    chosen = dispatch.choose(problem, backend, strict).backend
-    return dispatch.forward(x, weight, bias, problem, chosen, keep)
+    return dispatch.forward(x, weight, bias, problem, backend, keep, strict)
 
 
 def _dwconv2d_weight_grad(x: Tensor, grad: Tensor, kernel_size: list[int], padding: list[int],
@@ -71,8 +70,7 @@ def _dwconv2d_weight_grad(x: Tensor, grad: Tensor, kernel_size: list[int], paddi
     problem = _problem(x, shape, padding, dilation)
     if problem is None:
         return x.new_zeros(shape)
-    chosen = dispatch.choose_weight_grad(problem, backend, strict).backend
-    return dispatch.weight_grad(x, grad, problem, chosen)
+    return dispatch.weight_grad(x, grad, problem, backend, strict)
 
 
 # New arguments come last and have defaults, so that graphs saved earlier still load. Schemas in

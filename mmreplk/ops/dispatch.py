@@ -1,18 +1,20 @@
 """The backends, and which of them serves a problem, and why.
 
-The choice is a pure function of shapes, so that runs repeat. To add a backend, add its record to
-`BACKENDS`.
+The choice is a pure function of shapes, so that runs repeat; on a GPU, also of which kernels have
+failed there and, where users ask for that, of what was measured (gpu/health.py, gpu/measured.py).
+To add a backend, add its record to `BACKENDS`.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from . import caches, fft, torch_conv
 from .cpu import backend as cpu, costs as cpu_costs
-from .gpu import backend as gpu
+from .gpu import arch as gpu_arch, families, health, measured, safe
 from .problem import Problem
 
 
@@ -39,7 +41,8 @@ class Backend(NamedTuple):
 
 
 BACKENDS = {backend.name: backend for backend in (
-    Backend('triton', gpu.supports, gpu.estimate, gpu.forward, gpu.weight_grad),
+    *(Backend(name, family.supports, family.estimate, partial(safe.forward, name),
+              partial(safe.weight_grad, name)) for name, family in families.FAMILIES.items()),
     Backend('fft', fft.supports, fft.estimate, fft.forward, fft.weight_grad),
     Backend('direct', lambda problem, task: cpu.supports(problem), cpu_costs.direct,
             partial(cpu.forward, 'direct'), partial(cpu.weight_grad, 'direct')),
@@ -57,17 +60,20 @@ class Choice(NamedTuple):
         reason (str): Why, in one sentence.
         candidates (dict[str, float | str | None]): For each backend its estimated time in seconds,
             None where no model estimates it, or the reason why it cannot serve.
+        measured (tuple[str, ...]): The backends whose times were measured.
     """
 
     backend: str
     reason: str
     candidates: dict[str, float | str | None]
+    measured: tuple[str, ...] = ()
 
     def __str__(self):
         lines = [f'{self.backend}: {self.reason}']
         for name, value in self.candidates.items():
             if isinstance(value, float):
-                value = f'estimated {value * 1e3:.3g} ms'
+                how = 'measured' if name in self.measured else 'estimated'
+                value = f'{how} {value * 1e3:.3g} ms'
             lines.append(f'  {name:<7} {"no estimate" if value is None else value}')
         return '\n'.join(lines)
 
@@ -100,8 +106,20 @@ def read_backend(backend: str, strict: bool = True) -> tuple[str, bool]:
     return backend, strict
 
 
-@caches.cached
-def choose(problem: Problem, backend: str = 'auto', strict: bool = True) -> Choice:
+class Known(NamedTuple):
+    """What is known of a problem on a GPU beside its shapes.
+
+    Attributes:
+        unusable (tuple[tuple[str, str], ...]): The backends that have failed there, and why.
+        seconds (tuple[tuple[str, float], ...]): Measured times by backend, if it was measured.
+    """
+
+    unusable: tuple[tuple[str, str], ...]
+    seconds: tuple[tuple[str, float], ...]
+
+
+def choose(problem: Problem, backend: str = 'auto', strict: bool = True,
+           device: torch.device | None = None) -> Choice:
     """The backend for the convolution itself.
 
     Args:
@@ -109,17 +127,48 @@ def choose(problem: Problem, backend: str = 'auto', strict: bool = True) -> Choi
         backend (str): One of `CHOICES`. Defaults to 'auto'.
         strict (bool): Whether to raise where the backend cannot serve; else fall back to 'auto'.
             Defaults to True.
+        device (torch.device, optional): The GPU, for what is known of it. Defaults to none.
 
     Raises:
         RuntimeError: If strict and the backend asked for cannot serve, with the reason.
     """
-    return _pick(candidates(problem, 'forward'), backend, strict)
+    return _choice(problem, 'forward', backend, strict, _known(problem, 'forward', device))
+
+
+def choose_weight_grad(problem: Problem, backend: str = 'auto', strict: bool = True,
+                       device: torch.device | None = None) -> Choice:
+    """The backend for the gradient of the weights of ``problem``. As `choose`."""
+    return _choice(problem, 'weight_grad', backend, strict, _known(problem, 'weight_grad', device))
+
+
+def is_open(problem: Problem, task: str, device: torch.device) -> bool:
+    """Whether 'auto' times what can serve before it chooses, as users have asked for."""
+    return device.type in gpu_arch.DEVICE_TYPES and measured.is_open(problem, task, device)
+
+
+def asks_to_measure(device: torch.device) -> bool:
+    """Whether PyTorch's switches ask for choices by measurement on a device."""
+    return measured.wanted(device)
 
 
 @caches.cached
-def choose_weight_grad(problem: Problem, backend: str = 'auto', strict: bool = True) -> Choice:
-    """The backend for the gradient of the weights of ``problem``. As `choose`."""
-    return _pick(candidates(problem, 'weight_grad'), backend, strict)
+def _choice(problem: Problem, task: str, backend: str, strict: bool, known: Known | None) -> Choice:
+    found = candidates(problem, task)
+    if known is None:
+        return _pick(found, backend, strict)
+    found.update(known.unusable)
+    seconds = {name: time for name, time in known.seconds
+               if not isinstance(found.get(name, ''), str)}
+    if backend == 'auto' and seconds:
+        return _fastest(found, seconds)
+    return _pick(found, backend, strict)
+
+
+def _known(problem: Problem, task: str, device: torch.device | None) -> Known | None:
+    if device is None or device.type not in gpu_arch.DEVICE_TYPES:
+        return None
+    row = measured.row(problem, task, device)
+    return Known(health.unusable(device), () if row is None else row.seconds)
 
 
 def candidates(problem: Problem, task: str) -> dict[str, float | str | None]:
@@ -137,10 +186,49 @@ def candidates(problem: Problem, task: str) -> dict[str, float | str | None]:
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, backend: str,
-            keep: bool) -> Tensor:
-    """The convolution by a backend, which has to support the problem."""
-    out = BACKENDS[backend].forward(x, weight, bias, problem, keep)
-    return out.contiguous(memory_format=problem.memory_format)
+            keep: bool, strict: bool = True) -> Tensor:
+    """The convolution by the backend that `choose` says, or another where GPU kernels fail.
+
+    Args:
+        x, weight, bias (Tensor): Of the problem.
+        problem (Problem): What is asked for.
+        backend (str): One of `CHOICES`.
+        keep (bool): Whether it may keep what it derives from the weights.
+        strict (bool): Whether to raise where the backend cannot serve or fails; else 'auto' takes
+            over. Defaults to True.
+
+    Raises:
+        RuntimeError: If strict and the backend asked for cannot serve or fails, with the reason.
+    """
+    def run(name: str) -> Tensor:
+        out = BACKENDS[name].forward(x, weight, bias, problem, keep)
+        return out.contiguous(memory_format=problem.memory_format)
+
+    return _served(problem, 'forward', backend, strict, x, weight, bias, run)
+
+
+def _served(problem: Problem, task: str, backend: str, strict: bool, x: Tensor, other: Tensor,
+            bias: Tensor | None, run: Callable[[str], Tensor]) -> Tensor:
+    """What ``run`` makes with the backend, or with another where that fails on a GPU."""
+    device = x.device
+    if backend == 'auto' and is_open(problem, task, device):
+        measured.measure(problem, task, x, other, bias, partial(run, 'torch'))
+        plans.clear()
+        prepared_calls.clear()
+    asked_for = strict and backend != 'auto'
+    while True:  # each turn with one backend less
+        name = _choice(problem, task, backend, strict, _known(problem, task, device)).backend
+        try:
+            return run(name)
+        except health.NotReady as error:
+            if asked_for:
+                raise
+            health.warn_once(f"{error}; PyTorch's convolution is recorded")
+            return run('torch')
+        except health.Unusable as error:
+            if asked_for:
+                raise RuntimeError(f"backend={backend!r} {error}. Use backend='auto', which takes "
+                                   'what can serve.') from error
 
 
 def prepared(problem: Problem, backend: str, strides: tuple[int, ...]
@@ -152,9 +240,11 @@ def prepared(problem: Problem, backend: str, strides: tuple[int, ...]
     return cpu.prepared(problem, backend, strides)
 
 
-def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str) -> Tensor:
-    """The gradient of the weights by a backend, which has to support that."""
-    return BACKENDS[backend].weight_grad(x, grad, problem)
+def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str, strict: bool = True
+                ) -> Tensor:
+    """The gradient of the weights, as `forward`."""
+    return _served(problem, 'weight_grad', backend, strict, x, grad, None,
+                   lambda name: BACKENDS[name].weight_grad(x, grad, problem))
 
 
 @caches.cached
@@ -183,6 +273,16 @@ def backward(x: Tensor, grads: Sequence[Tensor], weights: Sequence[Tensor],
     if not one_backward(tuple(problems), backend):
         return None
     return cpu.backward(x, grads, weights, problems)
+
+
+def _fastest(candidates: dict, seconds: dict[str, float]) -> Choice:
+    """The choice among those that were measured."""
+    name = min(seconds, key=seconds.get)
+    reason = f'measured, {seconds[name] * 1e3:.3g} ms'
+    others = sorted((time, other) for other, time in seconds.items() if other != name)
+    if others:
+        reason += f'; {others[0][1]} takes {others[0][0] / seconds[name]:.2g} times as long'
+    return Choice(name, reason, candidates | seconds, tuple(seconds))
 
 
 def _pick(candidates: dict, backend: str, strict: bool) -> Choice:

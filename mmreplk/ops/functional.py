@@ -119,13 +119,16 @@ def large_kernel_dwconv2d(x: Tensor,
     problem, chosen = _plan(x, weight, bias, stride, padding, dilation, backend, relu)
     if problem is None:  # bad input, for which PyTorch has the words, or nothing to compute
         return _pytorch(x, weight, bias, stride, padding, dilation, relu)
-    if key is not None:
+    # To be timed first, as users have asked for; nothing is settled then.
+    is_open = backend == 'auto' and dispatch.is_open(problem, 'forward', x.device)
+    if key is not None and not is_open:
         ready.keep_call(key, _by_pytorch(stride, padding, dilation, problem) if chosen == 'torch'
                         else dispatch.prepared(problem, chosen, x.stride()))
-    if chosen == 'torch' and not (backend == 'auto' and _trains_better(weight, problem)):
+    if chosen == 'torch' and not is_open and not (
+            backend == 'auto' and _trains_better(weight, problem)):
         return _by_pytorch(stride, padding, dilation, problem)(x, weight, bias)
     if ready.is_plain(x, weight, bias):
-        return dispatch.forward(x, weight, bias, problem, chosen, keep)
+        return dispatch.forward(x, weight, bias, problem, backend, keep)
     return dwconv2d(x, weight, bias, problem.padding, problem.dilation, backend, keep, relu)
 
 
@@ -211,7 +214,8 @@ def _trains_better(weight: Tensor, problem: Problem) -> bool:
     Then the custom op runs PyTorch's forward pass, and chooses anew for each gradient.
     """
     return (weight.requires_grad and torch.is_grad_enabled() and problem.stride == (1, 1)
-            and dispatch.choose_weight_grad(problem).backend != 'torch')
+            and (dispatch.is_open(problem, 'weight_grad', weight.device)
+                 or dispatch.choose_weight_grad(problem, device=weight.device).backend != 'torch'))
 
 
 def explain(x: Tensor,
@@ -243,7 +247,7 @@ def explain(x: Tensor,
     if problem is None:
         _pytorch(x[:1], weight, bias, stride, padding, dilation)  # raises for bad input
         return dispatch.Choice('torch', 'nothing to compute, or not a strided real tensor', {})
-    choice = dispatch.choose(problem, backend)
+    choice = dispatch.choose(problem, backend, device=x.device)
     choice = choice._replace(candidates=dict(choice.candidates))  # the caller's own
     if (backend == 'auto' and problem.device == 'cpu'
             and _is_tiny(x, problem.kernel, stride, dilation)):
@@ -260,7 +264,8 @@ def _plan(x, weight, bias, stride, padding, dilation, backend, relu=False
     except (KeyError, TypeError):  # not seen yet, or given as lists
         pass
     problem = problem_of(x, weight, bias, stride, padding, dilation, relu)
-    plan = problem, None if problem is None else dispatch.choose(problem, backend).backend
+    plan = problem, None if problem is None else dispatch.choose(
+        problem, backend, device=x.device).backend
     if len(dispatch.plans) >= dispatch.PLANS:
         dispatch.plans.clear()
     with suppress(TypeError):

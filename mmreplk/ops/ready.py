@@ -48,6 +48,7 @@ def key_of(x, weight, bias, stride, padding, dilation, backend, relu, groups=Non
     """What the choice for a call depends on, for tables; without a hash where given as lists."""
     return (x.shape, x.stride(), x.dtype, x.device, x.layout, weight.shape, weight.dtype,
             weight.device, weight.layout, stride, padding, dilation, backend, relu, groups,
+            x.is_cuda and dispatch.asks_to_measure(x.device),
             bias if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout))
 
 

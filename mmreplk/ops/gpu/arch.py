@@ -6,6 +6,9 @@ import torch
 
 from ..caches import cached
 
+# Types of the devices that families of kernels run on; tests with a stand-in add the CPU.
+DEVICE_TYPES = ('cuda', )
+
 
 class Arch(NamedTuple):
     """What the models know of a device; rates per clock and multiprocessor.

@@ -4,18 +4,21 @@ Nothing here was timed: no GPU was at hand. Triton's times are those of the tile
 (tiles.py), a bound of memory, tensor cores and load instructions with guessed efficiencies.
 PyTorch's are fitted to published latencies of a 2080 Ti and carried over to other devices by
 multiprocessors, clock and bandwidth. So the choice is sound where one is several times the other,
-as for large kernels, and a guess where they are close, as for 3x3 and 5x5. The constants are to be
-fitted again on the first GPU, to the rows of ``tools/benchmarks/tune_triton.py``.
+as for large kernels, and a guess where they are close, as for 3x3 and 5x5; measured.py measures
+where users ask for it. The constants are to be fitted again on the first GPU, to the rows of
+``tools/benchmarks/first_gpu.py``.
 """
 
 import importlib.util
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..caches import cached
 from ..problem import Problem
-from . import arch as triton_arch
+from . import arch as triton_arch, versions
+from .family import Family
 
 # PyTorch's own kernel, forward: clocks of a multiprocessor for an output, and for each tap of it,
 # inside the map or not. The authors' table (24 layers of 64 x 384 x R x R, float32; PyTorch 1.9)
@@ -42,8 +45,8 @@ def supports(problem: Problem, task: str) -> tuple[bool, str]:
     why = _without_triton()
     if why:
         return False, why
-    from . import launch as triton_launch
-    return triton_launch.supports(problem, task)
+    from . import launch
+    return launch.supports(problem, task)
 
 
 def estimate(problem: Problem, task: str) -> float:
@@ -51,26 +54,45 @@ def estimate(problem: Problem, task: str) -> float:
 
     Where the visible GPUs differ, the weakest decides, so that a choice holds on each of them.
     """
-    from . import launch as triton_launch
+    from . import launch
     device = triton_arch.weakest()
     # Without TF32, the slower of the two: the choice is not to depend on PyTorch's switch.
-    time = triton_launch.estimate(problem, task, False, device)
+    time = launch.estimate(problem, task, False, device)
     if problem.channels_last:  # both feature maps are copied, that is read and written
         time += 2 * problem.bytes_moved / (device.memory * _COPY)
     return _TRITON_CALL + time
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
-            keep: bool = False) -> Tensor:
-    """The convolution by Triton; there is nothing to keep."""
-    from . import launch as triton_launch
-    return triton_launch.forward(x, weight, bias, problem, allow_tf32())
+def _variants(problem: Problem, task: str, mode: str, device: triton_arch.Arch) -> list:
+    from . import variants
+    return list(variants.ranked(problem, task, mode, device))
 
 
-def weight_grad(x: Tensor, grad: Tensor, problem: Problem) -> Tensor:
-    """The gradient of the weights by Triton."""
-    from . import launch as triton_launch
-    return triton_launch.weight_grad(x, grad, problem, allow_tf32())
+def _probe(problem: Problem, task: str, mode: str, variant, device: triton_arch.Arch):
+    from . import variants
+    return variants.probe(problem, task, mode, variant, device)
+
+
+def _read(task: str, value):
+    from . import variants
+    return variants.read(task, value)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, mode: str,
+             variant) -> Tensor:
+    from . import launch
+    return launch.forward(x, weight, bias, problem, mode == 'tf32', variant.tile, variant.more)
+
+
+def _weight_grad(x: Tensor, grad: Tensor, problem: Problem, mode: str, variant) -> Tensor:
+    from . import launch
+    return launch.weight_grad(x, grad, problem, mode == 'tf32', variant.tile, variant.more)
+
+
+def _versions() -> dict[str, str]:
+    import triton
+    files = (Path(__file__).with_name(f'{name}.py') for name in ('kernels', 'launch'))
+    return dict(triton=triton.__version__, source=versions.source_digest(*files))
 
 
 def allow_tf32() -> bool:
@@ -105,7 +127,7 @@ def _without_triton() -> str:
     if importlib.util.find_spec('triton') is None:
         return 'Triton is not installed'
     try:
-        from . import launch as triton_launch  # noqa: F401
+        from . import launch  # noqa: F401
         if triton_arch.devices():
             _start()
     except Exception as error:  # whatever it is, PyTorch's kernels still work
@@ -116,3 +138,7 @@ def _without_triton() -> str:
 def _start() -> None:
     import triton
     triton.runtime.driver.active.get_current_target()
+
+
+FAMILY = Family('triton', supports, estimate, _variants, _probe, _forward, _weight_grad, _versions,
+                _read)

@@ -16,6 +16,7 @@ from ..caches import cached
 from ..problem import Problem
 from . import kernels
 from .arch import Arch, arch_of, weakest
+from .memory import empty as _empty
 from .tiles import (
     GradTile,
     Tile,
@@ -28,6 +29,7 @@ from .tiles import (
     vector,
     window,
 )
+from .variants import copy_time, ranked, widened
 
 LARGEST_KERNEL = 101
 WORKSPACE = 64 << 20  # bytes, or a tenth of input and output if that is more
@@ -90,12 +92,14 @@ def estimate(problem: Problem, task: str = 'forward', allow_tf32: bool = True,
     """Estimated seconds of a problem that is supported: a model, not a measurement."""
     device = device or arch_of(problem.device)
     mode = mode_of(problem.dtype, allow_tf32)
-    tile = choose(problem, task, mode, device)
+    variant = ranked(problem, task, mode, device)[0]
+    copy = copy_time(problem, task, device) if variant.more else 0.0
+    problem, tile = widened(problem, task, variant.more), variant.tile
     if task == 'weight_grad':
-        return grad_time(problem, tile, mode, device)
+        return copy + grad_time(problem, tile, mode, device)
     plan = plan_forward(problem, mode, tile)
     tables = plan.part // plan.channels * problem.channels * plan.tables * problem.dtype.itemsize
-    return forward_time(problem, tile, mode, device) + tables / device.memory
+    return copy + forward_time(problem, tile, mode, device) + tables / device.memory
 
 
 @cached
@@ -173,7 +177,7 @@ def plan_forward(problem: Problem, mode: str, tile: Tile,
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
-            allow_tf32: bool = True, tile: Tile | None = None) -> Tensor:
+            allow_tf32: bool = True, tile: Tile | None = None, more: int = 0) -> Tensor:
     """The convolution.
 
     float32 is computed in TF32 if allowed, else as three TF32 products, to about 1e-6. A result
@@ -182,12 +186,13 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
 
     Args:
         x (Tensor): ``(N, C, H, W)``; float16, bfloat16 or float32; any strides. What is not
-            contiguous is copied, a few channels at a time.
+            contiguous, or not at a multiple of 16 bytes, is copied, a few channels at a time.
         weight (Tensor): ``(C, 1, Kh, Kw)``.
         bias (Tensor, optional): ``(C, )``.
         problem (Problem): Of these tensors; `supports` it.
         allow_tf32 (bool): Whether float32 may be computed in TF32.
-        tile (Tile, optional): By default the choice of ``triton_tiles``.
+        tile (Tile, optional): By default the choice of ``tiles.py``.
+        more (int): Columns of zeros to copy x with, see ``variants.py``. Defaults to 0.
 
     Returns:
         Tensor: ``(N, C, H', W')``, in the memory format that the problem names.
@@ -197,7 +202,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
     bias = None if bias is None else _aligned(bias)
     plain = problem._replace(channels_last=False)
     with _guard(x):
-        if x.is_contiguous() and not problem.channels_last:
+        if not more and _is_aligned(x) and not problem.channels_last:
             y = _empty(x, problem.out_shape)
             _forward(x, weight, bias, y, plain, mode, tile)
             return y
@@ -206,15 +211,17 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
             y = _empty(x, (batch, height, width, channels)).permute(0, 3, 1, 2)
         else:
             y = _empty(x, problem.out_shape)
-        for some in _channel_blocks(problem):
-            block = _empty(x, (batch, len(some), problem.height, problem.width))
-            part = plain._replace(channels=len(some))
+        blocks = _channel_blocks(problem, more)
+        for some in blocks:
+            part = widened(plain._replace(channels=len(some)), 'forward', more)
             some = slice(some.start, some.stop)
-            block.copy_(x[:, some])
-            out = _empty(x, part.out_shape)
+            block = _copied(x[:, some], more)
+            whole = len(blocks) == 1 and not problem.channels_last
+            out = y if whole else _empty(x, part.out_shape)
             _forward(block, _aligned(weight[some]), None if bias is None else _aligned(bias[some]),
                      out, part, mode, tile, _workspace(problem) // 2)
-            y[:, some] = out
+            if not whole:
+                y[:, some] = out
             del block, out  # the next channels are to take their place
         return y
 
@@ -281,16 +288,18 @@ def plan_weight_grad(problem: Problem, mode: str, tile: GradTile, device: Arch,
 
 
 def weight_grad(x: Tensor, grad: Tensor, problem: Problem, allow_tf32: bool = True,
-                tile: GradTile | None = None) -> Tensor:
+                tile: GradTile | None = None, more: int = 0) -> Tensor:
     """The gradient of the weights; partial sums are added in a fixed order, in float32.
 
     Args:
         x (Tensor): ``(N, C, H, W)``; float16, bfloat16 or float32; any strides. What is not
-            contiguous is copied, a few channels at a time; so is grad.
+            contiguous, or not at a multiple of 16 bytes, is copied, a few channels at a time; so
+            is grad.
         grad (Tensor): Gradient of the output, ``(N, C, H', W')``.
         problem (Problem): Of the forward pass; `supports` it.
         allow_tf32 (bool): Whether float32 may be computed in TF32.
-        tile (GradTile, optional): By default the choice of ``triton_tiles``.
+        tile (GradTile, optional): By default the choice of ``tiles.py``.
+        more (int): Columns of zeros to copy x and grad with. Defaults to 0.
 
     Returns:
         Tensor: ``(C, 1, Kh, Kw)`` in the dtype of x.
@@ -299,16 +308,15 @@ def weight_grad(x: Tensor, grad: Tensor, problem: Problem, allow_tf32: bool = Tr
     out = _empty(x, (problem.channels, 1, *problem.kernel))
     plain = problem._replace(channels_last=False)
     with _guard(x):
-        if x.is_contiguous() and grad.is_contiguous():
+        if not more and _is_aligned(x) and _is_aligned(grad):
             _weight_grad(x, grad, out, plain, mode, tile)
             return out
-        for some in _channel_blocks(problem):
-            part = plain._replace(channels=len(some))
+        ranges = _channel_blocks(problem, more)
+        for some in ranges:
+            part = widened(plain._replace(channels=len(some)), 'weight_grad', more)
             some = slice(some.start, some.stop)
-            blocks = []
-            for whole in (x, grad):
-                blocks.append(_empty(x, (problem.batch, part.channels, *whole.shape[2:])))
-                blocks[-1].copy_(whole[:, some])
+            blocks = [whole if not more and len(ranges) == 1 and _is_aligned(whole)
+                      else _copied(whole[:, some], more) for whole in (x, grad)]
             result = _empty(x, (part.channels, 1, *problem.kernel))
             _weight_grad(*blocks, result, part, mode, tile, _workspace(problem) // 2)
             out[some] = result
@@ -332,12 +340,13 @@ def _weight_grad(x, grad, out, problem, mode, tile, workspace=None) -> None:
             x, grad, sums, out, channel0=first, **integers, **constants)
 
 
-def _channel_blocks(p: Problem) -> list[range]:
+def _channel_blocks(p: Problem, more: int = 0) -> list[range]:
     """Channels whose copies of input and output fill no more than half of the workspace.
 
     One channel at least; whole sectors of channels-last maps where there are more.
     """
-    each = p.batch * (p.height * p.width + p.out_size[0] * p.out_size[1]) * p.dtype.itemsize
+    each = p.batch * (p.height * (p.width + more) + p.out_size[0] * (p.out_size[1] + more)
+                      ) * p.dtype.itemsize
     step = max(_workspace(p) // 2 // each, 1)
     step -= step % 16 if step > 16 else 0
     return [range(first, min(first + step, p.channels)) for first in range(0, p.channels, step)]
@@ -347,6 +356,20 @@ def _aligned(tensor: Tensor) -> Tensor:
     """Contiguous and at a multiple of 16 bytes: elsewhere, kernels would be compiled once more."""
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def _is_aligned(tensor: Tensor) -> bool:
+    """Whether the kernels can read a map as it lies."""
+    return tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
+
+
+def _copied(tensor: Tensor, more: int) -> Tensor:
+    """A contiguous, aligned copy with so many columns of zeros behind the rows."""
+    width = tensor.shape[3]
+    copy = _empty(tensor, (*tensor.shape[:3], width + more))
+    copy[..., :width] = tensor
+    copy[..., width:] = 0
+    return copy
 
 
 def _workspace(p: Problem) -> int:
@@ -359,10 +382,6 @@ def _is_wide(p: Problem) -> bool:
     """Whether offsets between images need 64 bits."""
     plane = max(p.height * p.width, p.out_size[0] * p.out_size[1])
     return p.batch * p.channels * plane >= 1 << 31
-
-
-def _empty(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device)
 
 
 def _guard(x: Tensor):

@@ -2,7 +2,8 @@
 
 Pure functions of the problem and the device's architecture: a run repeats, and nothing is timed
 behind the user's back. ``tools/benchmarks/tune_triton.py --write`` measures and writes
-``triton_tiles.json`` beside this file; where that has a row for a problem, the row is taken.
+``tiles.json`` beside this file, which is packaged; where that has a row for a problem, the row is
+taken. It has none as long as no GPU has run.
 """
 
 import json
@@ -309,11 +310,18 @@ def key(problem: Problem, task: str, mode: str, device: Arch) -> str:
 
 
 @cached
-def _measured() -> dict[str, list[int]]:
+def _table() -> dict[str, list[int]]:
     try:
-        return json.loads(TABLE.read_text())
-    except FileNotFoundError:
+        found = json.loads(TABLE.read_text(encoding='utf-8'))
+    except (OSError, ValueError):  # the model's choices are right, too
         return {}
+    return found if isinstance(found, dict) else {}
+
+
+def measured(problem: Problem, task: str, mode: str, device: Arch) -> Tile | GradTile | None:
+    """The tile of the shipped table for a problem, if it has one."""
+    row = _table().get(key(problem, task, mode, device))
+    return (Tile if task == 'forward' else GradTile)(*row) if row else None
 
 
 @cached
@@ -326,9 +334,9 @@ def choose(problem: Problem, task: str, mode: str, device: Arch) -> Tile | GradT
         mode (str): One of `MODES`.
         device (Arch): See `arch`.
     """
-    row = _measured().get(key(problem, task, mode, device))
-    if row:
-        return (Tile if task == 'forward' else GradTile)(*row)
+    row = measured(problem, task, mode, device)
+    if row is not None:
+        return row
     time = forward_time if task == 'forward' else grad_time
     return min(usable(problem, task, mode, device.capability),
                key=lambda tile: time(problem, tile, mode, device), default=None)
