@@ -101,11 +101,9 @@ def _core_loads(groups: int) -> int:
 def count_forward(problem: Problem, mode: str, layout: plan.Layout, cut: tuple[int, int],
                   rate: Rates, tile_i: int, tile_j: int) -> Count:
     """What a block of forward.cu takes, by its place."""
-    p, tile = problem, layout.tile
+    p = problem
     s = plan.sizes(p, mode, layout, cut)
     chunk = plan.chunk_of(p)
-    out_width = p.out_size[1]
-    passes = 2 if mode == 'exact' else 1
     pieces = 16 // p.dtype.itemsize // vector(p.dtype.itemsize, p.width, 16)
     column = tile_j * layout.patches * 8
     total = NOTHING
@@ -114,59 +112,75 @@ def count_forward(problem: Problem, mode: str, layout: plan.Layout, cut: tuple[i
     for start in starts:
         taps = min(s.part_kh, p.kernel[0] - start)
         begin, end = plan.staged_rows(p, layout, s.clip_rows, tile_i, start, taps)
+        steps = _row_steps(p, layout, s.clip_rows, tile_i, start, taps)
         for part in parts:
-            windows = _windows(layout, part, column, chunk, p.width, out_width)
             left = column - part.before
             if s.clip_chunks:
                 left += max(0, (part.before - column) // chunk) * chunk
             right = min(left + s.chunks * chunk, p.width)
             inside = max(0, ceil_div(right - max(left, 0), chunk))
-            quarters, loads, products, instructions, steps = [0.0] * 4, 0.0, 0, [0.0] * 4, []
+            windows = _windows(layout, part, column, chunk, p.width, p.out_size[1])
+            rows = max(0, end - begin + 1) & ~1 if layout.whole else 2
+            copy = _copied(p, pieces, rows, s.chunks, inside, layout.images)
+            busy, whole = 0.0, NOTHING
+            quarters, instructions = [0.0] * 4, [0.0] * 4
             for block, warps in windows.items():
-                first, last = begin, end
-                if layout.whole:
-                    first = 0
-                    origin = tile_i * layout.blocks * tile.rows - (p.padding[0] - start)
-                    origin += block * tile.rows
-                    if s.clip_rows:
-                        first = max(0, -origin) & ~1
-                        last = p.height - origin
-                    last = min(last, tile.rows + taps - 1)
-                for b in range(first, last, 2):
-                    high = min(tile.rows - 1, b + 1)
-                    low = 0 if high < tile.rows - 1 else max(0, b - taps + 1) & ~1
-                    groups = high - low + 1
-                    now = [[0.0] * 4, [0.0] * 4, 0.0]
-                    for warp, (seen, union) in warps.items():
-                        count = seen * groups
-                        now[0][warp % 4] += count * rate.product
-                        now[1][warp % 4] += 2 * count * passes + union * (
-                            (groups / 4 + 1) * passes + tile.tiles + 17)
-                        now[2] += seen * 4 + union * _core_loads(groups) * passes
-                        products += count * (3 if mode == 'exact' else 1)
-                    loads += now[2]
+                for groups, count in steps[block if layout.whole else 0]:
+                    tensor, issue, loads, products = _step(warps, groups, mode, layout.tile, rate)
                     for q in range(4):
-                        quarters[q] += now[0][q]
-                        instructions[q] += now[1][q]
-                    if not layout.whole:
-                        steps.append((max(now[0]), now[2], max(now[1])))
-            if layout.whole:
-                copy = _copied(p, pieces, max(0, end - begin + 1) & ~1, s.chunks, inside,
-                               layout.images)
-                steps = [(max(quarters), loads, max(instructions))]
-                waits = 2 * BARRIER + max(copy[0], copy[1], copy[2] / rate.l2)
-            else:
-                copy = _copied(p, pieces, 2, s.chunks, inside, layout.images)
-                waits = BARRIER * len(steps)
+                        quarters[q] += count * tensor[q]
+                        instructions[q] += count * issue[q]
+                    whole = whole.plus(Count(0, loads, 0, 0, 0, 0, products, loads).times(count))
+                    busy += count * max(max(tensor), loads + copy[0], max(issue) + copy[1],
+                                        copy[2] / rate.l2)
             # All rows at once are copied before anything is computed, else while that goes on.
-            beside = (0, 0, 0) if layout.whole else copy
-            busy = sum(max(tensor, shared + beside[0], issue + beside[1], beside[2] / rate.l2)
-                       for tensor, shared, issue in steps)
-            count = len(steps)
+            number = 1 if layout.whole else sum(count for _, count in steps[0])
+            if layout.whole:
+                waits = 2 * BARRIER + max(copy[0], copy[1], copy[2] / rate.l2)
+                busy = max(max(quarters), whole.loads, max(instructions))
+            else:
+                waits = BARRIER * number
             total = total.plus(Count(
-                max(quarters), loads + count * copy[0], max(instructions) + count * copy[1],
-                count * copy[2], busy, waits, products, loads))
+                max(quarters), whole.loads + number * copy[0],
+                max(instructions) + number * copy[1], number * copy[2], busy, waits,
+                whole.products, whole.loads))
     return total._replace(idle=total.idle + BLOCK + _PART * (len(starts) * len(parts) - 1))
+
+
+def _step(warps: dict, groups: int, mode: str, tile: plan.Tile, rate: Rates):
+    """Of a pair of rows that `groups` output rows see: tensor cycles and instructions by quarter,
+
+    cycles of shared memory for operands, and products.
+    """
+    passes, tensor, issue, loads, products = 2 if mode == 'exact' else 1, [0.0] * 4, [0.0] * 4, 0, 0
+    for warp, (seen, union) in warps.items():
+        count = seen * groups
+        tensor[warp % 4] += count * rate.product
+        issue[warp % 4] += 2 * count * passes + union * (
+            (groups / 4 + 1) * passes + tile.tiles + 17)
+        loads += seen * 4 + union * _core_loads(groups) * passes
+        products += count * (3 if mode == 'exact' else 1)
+    return tensor, issue, loads, products
+
+
+@cached
+def _row_steps(problem: Problem, layout: plan.Layout, clip: bool, tile_i: int, start: int,
+               taps: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """By block of output rows: how many pairs of input rows are seen by how many output rows."""
+    p, tile, found = problem, layout.tile, []
+    for block in range(layout.blocks if layout.whole else 1):
+        first, last = plan.staged_rows(p, layout, clip, tile_i, start, taps)
+        if layout.whole:
+            origin = (tile_i * layout.blocks + block) * tile.rows - (p.padding[0] - start)
+            first = max(0, -origin) & ~1 if clip else 0
+            last = min(p.height - origin if clip else last, tile.rows + taps - 1)
+        numbers = {}
+        for b in range(first, last, 2):
+            high = min(tile.rows - 1, b + 1)
+            low = 0 if high < tile.rows - 1 else max(0, b - taps + 1) & ~1
+            numbers[high - low + 1] = numbers.get(high - low + 1, 0) + 1
+        found.append(tuple(numbers.items()))
+    return tuple(found)
 
 
 def _windows(layout: plan.Layout, part: plan.Part, column: int, chunk: int, width: int,
@@ -192,10 +206,10 @@ def _windows(layout: plan.Layout, part: plan.Part, column: int, chunk: int, widt
 
 
 def forward_seconds(problem: Problem, mode: str, layout: plan.Layout, cut: tuple[int, int],
-                    device: Arch) -> float:
-    """Estimated seconds of the forward pass on a device."""
+                    device: Arch, rough: bool = False) -> float:
+    """Estimated seconds of the forward pass; roughly, by a block in the middle alone."""
     s = plan.sizes(problem, mode, layout, cut)
-    total = count_all(problem, mode, layout, cut, device)
+    total = count_all(problem, mode, layout, cut, device, rough)
     blocks = s.tiles_i * s.tiles_j * problem.channels * ceil_div(problem.batch, layout.images)
     p = problem
     rows = p.height if layout.whole else min(p.height, 2 * layout.tile.stages)
@@ -206,23 +220,24 @@ def forward_seconds(problem: Problem, mode: str, layout: plan.Layout, cut: tuple
 
 
 def count_all(problem: Problem, mode: str, layout: plan.Layout, cut: tuple[int, int],
-              device: Arch) -> Count:
+              device: Arch, rough: bool = False) -> Count:
     """The sum over the blocks of one channel and group of images."""
     s, rate = plan.sizes(problem, mode, layout, cut), rates(mode, device)
     total = NOTHING
-    for tile_i, n_i in _sampled(s.tiles_i):
-        for tile_j, n_j in _sampled(s.tiles_j):
+    for tile_i, n_i in _sampled(s.tiles_i, rough):
+        for tile_j, n_j in _sampled(s.tiles_j, rough):
             total = total.plus(count_forward(
                 problem, mode, layout, cut, rate, tile_i, tile_j).times(n_i * n_j))
     return total
 
 
-def _sampled(n: int) -> list[tuple[int, float]]:
-    """Of n places those at both ends, and some between that stand for all of them."""
-    if n <= 8:
+def _sampled(n: int, rough: bool = False) -> list[tuple[int, float]]:
+    """Of n places those at both ends, and one between that stands for all others."""
+    if rough:
+        return [(n // 2, n)]
+    if n <= 5:
         return [(i, 1.0) for i in range(n)]
-    inner = [2 + (n - 4) * k // 3 for k in range(3)]
-    return [(i, 1.0) for i in (0, 1, n - 2, n - 1)] + [(i, (n - 4) / 3) for i in inner]
+    return [(0, 1.0), (1, 1.0), (n // 2, n - 4.0), (n - 2, 1.0), (n - 1, 1.0)]
 
 
 def _seconds(problem: Problem, device: Arch, each: Count, blocks: int, shared: int, threads: int,
@@ -289,54 +304,64 @@ def count_item(problem: Problem, mode: str, layout: grad_plan.GradLayout, rate: 
     g_copy = _copied(p, g_pieces, 2, s.g_chunks, g_inside, layout.images)
     copy = [a + b for a, b in zip(x_copy, g_copy, strict=True)]
     total = NOTHING
-    first, end = grad_plan.rows_of(p, start, taps)
-    for r in range(first, end, 2):
+    for ranges, number in _row_ranges(p, tile, start, taps):
         quarters, instructions, loads, products = [0.0] * 4, [0.0] * 4, 0.0, 0
-        for warp_u in range(tile.warps_u):
-            u = warp_u * 2 * tile.pairs
-            low = max(0, r + top - out_height + 1 - u) // 4
-            high = (min(2 * tile.pairs, taps - u, r + 2 + top - u) + 3) // 4
-            if low >= high or r + 2 + top <= u:
-                continue
-            rows = 2 * (high - low)
-            for warp_k, seen_chunks in enumerate(by_warp):
+        for warp_u, fours in enumerate(ranges):
+            rows = 2 * fours
+            for warp_k, seen_chunks in enumerate(by_warp if rows else ()):
                 quarter = (warp_k + tile.warps_k * warp_u) % 4
-                count, active = rows * sum(seen_chunks), len(seen_chunks)
-                quarters[quarter] += count * rate.product
-                products += count * passes
+                every, active = sum(seen_chunks), len(seen_chunks)
+                quarters[quarter] += rows * every * rate.product
+                products += rows * every * passes
                 if chunk == 8:
-                    loads += active * rows * 4 + 2 * sum(seen_chunks)
-                    instructions[quarter] += count + active * (rows * 5 + 30) + 3 * sum(seen_chunks)
+                    loads += active * rows * 4 + 2 * every
+                    instructions[quarter] += rows * every + active * (rows * 5 + 30) + 3 * every
                 else:
-                    loads += active * (2 * rows + 1) + 2 * sum(seen_chunks)
-                    instructions[quarter] += count * passes + active * (
-                        (2 * rows + 1) * (3 + passes) + 35) + (4 + 2 * passes) * sum(seen_chunks)
+                    loads += active * (2 * rows + 1) + 2 * every
+                    instructions[quarter] += rows * every * passes + active * (
+                        (2 * rows + 1) * (3 + passes) + 35) + (4 + 2 * passes) * every
         now = (max(quarters), loads + copy[0], max(instructions) + copy[1], copy[2])
-        total = total.plus(Count(*now, max(*now[:3], now[3] / rate.l2), BARRIER, products, loads))
+        total = total.plus(Count(*now, max(*now[:3], now[3] / rate.l2), BARRIER, products, loads)
+                           .times(number))
     # The rows of g that the first kernel rows see come first.
     more = [n * tile.rows / 2 for n in g_copy]
     waits = 2 * BARRIER + 800 + max(more[0], more[1], more[2] / rate.l2)
     return total.plus(Count(0, more[0], more[1], more[2], 0, waits, 0, 0))
 
 
-def count_channel(problem: Problem, mode: str, layout: grad_plan.GradLayout, device: Arch) -> Count:
+@cached
+def _row_ranges(problem: Problem, tile: grad_plan.GradTile, start: int, taps: int):
+    """How many pairs of rows there are by how many fours of kernel rows each warp computes."""
+    top, numbers = problem.padding[0] - start, {}
+    for r in range(*grad_plan.rows_of(problem, start, taps), 2):
+        ranges = []
+        for u in range(0, tile.rows, 2 * tile.pairs):
+            low = max(0, r + top - problem.out_size[0] + 1 - u) // 4
+            high = (min(2 * tile.pairs, taps - u, r + 2 + top - u) + 3) // 4
+            ranges.append(max(0, high - low) if r + 2 + top > u else 0)
+        numbers[tuple(ranges)] = numbers.get(tuple(ranges), 0) + 1
+    return tuple(numbers.items())
+
+
+def count_channel(problem: Problem, mode: str, layout: grad_plan.GradLayout, device: Arch,
+                  rough: bool = False) -> Count:
     """The sum over all blocks of one channel, but for what each takes to begin and end."""
     p = problem
     s, rate, total = grad_plan.sizes(p, layout), rates(mode, device), NOTHING
     for start in range(0, p.kernel[0], s.part_kh):
         for before, seen in grad_plan.column_parts(p, layout.tile):
-            for tile_j, n in _sampled(s.tiles_j):
+            for tile_j, n in _sampled(s.tiles_j, rough):
                 total = total.plus(count_item(p, mode, layout, rate, tile_j, start, before, seen)
                                    .times(n * s.groups))
     return total
 
 
 def weight_grad_seconds(problem: Problem, mode: str, layout: grad_plan.GradLayout,
-                        device: Arch) -> float:
-    """Estimated seconds of the gradient of the weights on a device."""
+                        device: Arch, rough: bool = False) -> float:
+    """Estimated seconds of the gradient of the weights; roughly, by columns in the middle."""
     p = problem
     s = grad_plan.sizes(p, layout)
-    total = count_channel(p, mode, layout, device)
+    total = count_channel(p, mode, layout, device, rough)
     blocks = layout.splits * s.parts_u * s.parts_v
     each = total.times(1 / blocks)
     # Each segment of the rows begins anew.

@@ -12,7 +12,7 @@ from ...arithmetic import ceil_div
 from ...caches import cached
 from ...problem import Problem
 from ..tiles import vector
-from .plan import MODES, Kernel, Launch, chunk_of
+from .plan import Kernel, Launch, arithmetic, chunk_of
 
 
 class GradTile(NamedTuple):
@@ -192,7 +192,7 @@ def plan_weight_grad(problem: Problem, mode: str, layout: GradLayout) -> list[La
     out_height, out_width = p.out_size
     size = p.dtype.itemsize
     kernel = Kernel('weight_grad', (
-        ('MODE', MODES[mode]), ('VECTOR_X', vector(size, p.width, 16)),
+        ('MODE', arithmetic(p, mode)), ('VECTOR_X', vector(size, p.width, 16)),
         ('VECTOR_G', vector(size, out_width, 16)), ('PAIRS', tile.pairs), ('CHUNKS', tile.chunks),
         ('WARPS_U', tile.warps_u), ('WARPS_K', tile.warps_k), ('STAGES', tile.stages)))
     each = 8 // chunk_of(p)

@@ -9,12 +9,13 @@ import ctypes
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
+
 from ...arithmetic import ceil_div
 from ...caches import cached
 from ...problem import Problem
 from ..tiles import vector
 
-MODES = {'half': 0, 'bfloat': 1, 'tf32': 2, 'exact': 3}
 
 
 class Kernel(NamedTuple):
@@ -91,6 +92,13 @@ class Part(NamedTuple):
 
     before: int  # columns from the first one seen to the patch; a multiple of a chunk
     chunks: int  # seen
+
+
+def arithmetic(problem: Problem, mode: str) -> int:
+    """MODE of the sources, for one of ``tiles.MODES``."""
+    if mode == 'half':
+        return int(problem.dtype == torch.bfloat16)
+    return {'tf32': 2, 'exact': 3}[mode]
 
 
 def chunk_of(problem: Problem) -> int:
@@ -192,19 +200,23 @@ def layouts(problem: Problem, tile: Tile) -> Iterator[Layout]:
     """Ways to share out the rows of a tile that make sense for a problem."""
     rows = tile.tiles * 16 * tile.warps
     out_height, out_width = problem.out_size
-    patches_there = _power(ceil_div(out_width, 8))
-    images_there, blocks_there = _power(problem.batch), _power(ceil_div(out_height, tile.rows))
-    images = 1
-    while images <= min(rows, 64, images_there):
+    there = (_power(problem.batch), _power(ceil_div(out_width, 8)),
+             _power(ceil_div(out_height, tile.rows)))
+    # What a small problem cannot fill is waste that no layout avoids.
+    allowed = 2 * max(1, rows // (there[0] * there[1] * there[2]))
+    for images in (1, 2, 4, 8, 16, 32, 64):
         for patches in (1, 2, 4, 8, 16):
             blocks = rows // images // patches
-            # What is left over goes to patches behind the last one.
-            if blocks < 1 or patches > patches_there or blocks > 2 * blocks_there:
+            if blocks < 1:
+                continue
+            waste = 1
+            for size, full in zip((images, patches, blocks), there, strict=True):
+                waste *= max(1, size // full)
+            if waste > allowed:
                 continue
             yield Layout(tile, images, patches, blocks, True)
             if blocks == 1:
                 yield Layout(tile, images, patches, 1, False)
-        images *= 2
 
 
 def _power(n: int) -> int:
@@ -229,7 +241,7 @@ def plan_forward(problem: Problem, mode: str, layout: Layout, cut: tuple[int, in
     s = sizes(p, mode, layout, cut)
     out_height, out_width = p.out_size
     kernel = Kernel('forward', (
-        ('MODE', MODES[mode]), ('VECTOR', vector(p.dtype.itemsize, p.width, 16)),
+        ('MODE', arithmetic(p, mode)), ('VECTOR', vector(p.dtype.itemsize, p.width, 16)),
         ('TILES', tile.tiles), ('ROWS', tile.rows), ('WARPS', tile.warps),
         ('STAGES', tile.stages)))
     arguments = ForwardArguments(

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from mmreplk.ops.gpu.cuda import plan as plans
 
@@ -19,7 +20,9 @@ HERE = Path(__file__).parent
 SOURCES = Path(plans.__file__).parent / 'csrc'
 COMPILER = shutil.which('g++')
 ARGUMENTS = {'forward': 'Forward', 'weight_grad': 'WeightGrad'}
-POISON = 0xff  # a byte of which NaNs of every dtype are made
+# A byte of which NaNs of every dtype are made. Where they get into results, these are computed anew,
+# which `Counts.plain_sums` tells.
+POISON = 0xff
 
 
 class _Array(ctypes.Structure):
@@ -27,10 +30,11 @@ class _Array(ctypes.Structure):
 
 
 @functools.cache
-def library(kernel, function, defines=()):
+def library(kernel, function):
     """The emulated kernel as a loaded library."""
-    flags = [f'-D{name}={value}' for name, value in kernel.defines + defines]
-    flags += [f'-DSOURCE="{SOURCES / kernel.source}.cu"', f'-DARGUMENTS={ARGUMENTS[kernel.source]}', f'-DFUNCTION={function}']
+    flags = [f'-D{name}={value}' for name, value in kernel.defines]
+    flags += [f'-DSOURCE="{SOURCES / kernel.source}.cu"',
+              f'-DARGUMENTS={ARGUMENTS[kernel.source]}', f'-DFUNCTION={function}']
     files = [*sorted(SOURCES.iterdir()), HERE / 'emulator.h', HERE / 'emulator.cpp']
     key = hashlib.sha256(repr(flags).encode() + b''.join(f.read_bytes() for f in files))
     folder = Path(tempfile.gettempdir()) / f'mmreplk-emulator-{os.getuid()}'
@@ -48,14 +52,31 @@ def library(kernel, function, defines=()):
     return run
 
 
-def launch(what, tensors, defines=()):
-    """Run a `plans.Launch`; returns products, loads of matrices, their cycles, and barriers.
+class Counts(NamedTuple):
+    """What a launch did.
+
+    Attributes:
+        products (int): Of 16 x 8 results, by warps.
+        matrices (int): Loads of matrices, by warps.
+        cycles (int): Cycles of shared memory for these, by the banks that they meet in.
+        barriers (int): By blocks.
+        plain_sums (int): Results that were not finite, and were computed anew.
+    """
+
+    products: int
+    matrices: int
+    cycles: int
+    barriers: int
+    plain_sums: int
+
+
+def launch(what, tensors):
+    """Run a `plans.Launch` and return its `Counts`.
 
     Args:
         what (Launch): The launch.
         tensors (dict[str, Tensor | None]): By the name of the pointer; ``y`` and ``sums`` are
             written, what else there is only read.
-        defines (tuple): More macros, for faults on purpose.
     """
     arguments = type(what.arguments).from_buffer_copy(what.arguments)
     arrays = []
@@ -64,10 +85,10 @@ def launch(what, tensors, defines=()):
         if tensor is not None:
             arrays.append(_Array(tensor.data_ptr(), tensor.numel() * tensor.element_size(),
                                  name in ('y', 'sums')))
-    counts = (ctypes.c_long * 4)()
-    message = library(what.kernel, what.function, defines)(
+    counts = (ctypes.c_long * 5)()
+    message = library(what.kernel, what.function)(
         ctypes.byref(arguments), ctypes.c_size_t(ctypes.sizeof(arguments)), what.grid, what.threads,
         ctypes.c_size_t(what.shared), POISON, (_Array * len(arrays))(*arrays), len(arrays), counts)
     if message:
         raise RuntimeError(message.decode())
-    return tuple(counts)
+    return Counts(*counts)

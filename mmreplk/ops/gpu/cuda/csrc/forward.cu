@@ -338,6 +338,7 @@ KERNEL(forward, Forward) {
     if (image >= images || j >= p.out_width || row >= p.out_height) continue;
     T *to = y + image * p.out_step + row * p.out_width + j;
     if (is_finite(to_float(load_back(to)))) continue;
+    note_plain_sum();
     store_again(to, rounded(finished(p, plain_sum(p, x + image * p.image_step, w, row, j), bias)));
   }
 }

@@ -153,6 +153,7 @@ template <int LO> struct Choose<LO, LO> {
 
 // One weight's gradient as a plain sum, for where products have met Inf or NaN beside the map.
 DEVICE float plain_sum(const WeightGrad &p, int channel, int u, int v) {
+  note_plain_sum();
   float sum = 0.f;
 #pragma unroll 1
   for (int image = 0; image < p.images; ++image) {
