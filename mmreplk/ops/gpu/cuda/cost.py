@@ -25,11 +25,6 @@ BARRIER, BLOCK = 40, 2500
 _PART = 1500
 SHARED = 128.0  # bytes a clock
 _RESERVED = 1024  # bytes of shared memory that the system keeps for itself, a block
-_REGISTERS, _THREADS = 65536, 2048
-# Registers of a thread, as compiled; the largest of all modes and capabilities.
-REGISTERS = {plan.Tile(2, 16, 4, 4): 240, plan.Tile(2, 8, 4, 4): 168, plan.Tile(1, 8, 4, 4): 128,
-             plan.Tile(4, 8, 4, 4): 248}
-GRAD_REGISTERS = {8: 255, 4: 168}  # by pairs of kernel rows
 
 
 class Count(NamedTuple):
@@ -216,7 +211,7 @@ def forward_seconds(problem: Problem, mode: str, layout: plan.Layout, cut: tuple
     ends = p.batch * p.channels * p.dtype.itemsize * (
         rows * p.width + p.out_size[0] * p.out_size[1])
     return _seconds(problem, device, total.times(1 / (s.tiles_i * s.tiles_j)), blocks, s.shared,
-                    layout.tile.warps * 32, REGISTERS[layout.tile], ends)
+                    plan.RESIDENT[layout.tile], ends)
 
 
 def count_all(problem: Problem, mode: str, layout: plan.Layout, cut: tuple[int, int],
@@ -240,15 +235,14 @@ def _sampled(n: int, rough: bool = False) -> list[tuple[int, float]]:
     return [(0, 1.0), (1, 1.0), (n // 2, n - 4.0), (n - 2, 1.0), (n - 1, 1.0)]
 
 
-def _seconds(problem: Problem, device: Arch, each: Count, blocks: int, shared: int, threads: int,
-             registers: int, ends: float) -> float:
+def _seconds(problem: Problem, device: Arch, each: Count, blocks: int, shared: int, resident: int,
+             ends: float) -> float:
     """Seconds of a launch of blocks that take `each` on average.
 
-    `ends` are the bytes that pass between memory and a block before it can begin, and after it has
+    A multiprocessor has registers for `resident` of them. `ends` are the bytes that pass between memory and a block before it can begin, and after it has
     ended, times the number of blocks.
     """
-    resident = max(1, min(int((device.shared + _RESERVED) // (shared + _RESERVED)),
-                          _REGISTERS // (threads * registers), _THREADS // threads))
+    resident = max(1, min(int((device.shared + _RESERVED) // (shared + _RESERVED)), resident))
     on_one = ceil_div(blocks, device.sms)
     cycles = on_one * max(_between(each.busy, each.idle, min(resident, on_one)), each.shared,
                           each.issue, each.l2 / device.l2)
@@ -371,8 +365,7 @@ def weight_grad_seconds(problem: Problem, mode: str, layout: grad_plan.GradLayou
     ends = p.batch * p.channels * p.dtype.itemsize * rows * (p.width + p.out_size[1])
     ends /= s.groups * s.tiles_j
     time = _seconds(p, device, each, p.channels * blocks, s.shared,
-                    32 * layout.tile.warps_u * layout.tile.warps_k,
-                    GRAD_REGISTERS[layout.tile.pairs], ends)
+                    layout.tile.resident(mode), ends)
     if layout.splits > 1:  # the sums are written, read, and added up by another launch
         sums = 4 * layout.splits * p.channels * p.kernel[0] * p.kernel[1]
         time += 2 * sums / device.memory + 4e-6

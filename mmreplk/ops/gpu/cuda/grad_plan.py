@@ -37,9 +37,16 @@ class GradTile(NamedTuple):
         """Kernel rows of a block."""
         return 2 * self.pairs * self.warps_u
 
+    def resident(self, mode: str) -> int:
+        """How many blocks a multiprocessor has registers for."""
+        if self.warps_u * self.warps_k > 4:
+            return 1
+        return 3 if self.pairs == 4 and (
+            mode == 'half' or mode == 'tf32' and self.chunks == 3) else 2
 
-# Those that are compiled without spilling registers: tests/ops/gpu/cuda/test_compile.py.
-# Of 32 bits, numbers take twice the registers.
+
+# Those that are compiled without spilling registers, by bytes of a number, as 32 bits take more of
+# them: tests/ops/gpu/cuda/test_compile.py.
 TILES = {2: (GradTile(8, 5, 2, 2, 4), GradTile(8, 5, 1, 4, 4), GradTile(8, 3, 1, 4, 4),
              GradTile(4, 5, 4, 1, 4), GradTile(4, 3, 1, 4, 4)),
          4: (GradTile(4, 5, 4, 1, 4), GradTile(4, 5, 4, 2, 4), GradTile(4, 3, 2, 2, 4),
@@ -194,7 +201,8 @@ def plan_weight_grad(problem: Problem, mode: str, layout: GradLayout) -> list[La
     kernel = Kernel('weight_grad', (
         ('MODE', arithmetic(p, mode)), ('VECTOR_X', vector(size, p.width, 16)),
         ('VECTOR_G', vector(size, out_width, 16)), ('PAIRS', tile.pairs), ('CHUNKS', tile.chunks),
-        ('WARPS_U', tile.warps_u), ('WARPS_K', tile.warps_k), ('STAGES', tile.stages)))
+        ('WARPS_U', tile.warps_u), ('WARPS_K', tile.warps_k), ('STAGES', tile.stages),
+        ('BLOCKS', tile.resident(mode))))
     each = 8 // chunk_of(p)
     arguments = GradArguments(
         image_step=p.channels * p.height * p.width, out_step=p.channels * out_height * out_width,

@@ -25,12 +25,13 @@ class WeightGrad(NamedTuple):
 
 
 @cached
-def ranked(problem: Problem, task: str, mode: str, device: Arch) -> tuple[Forward | WeightGrad, ...]:
+def ranked(problem: Problem, task: str, mode: str, device: Arch
+           ) -> tuple[Forward | WeightGrad, ...]:
     """All that fit a device, by estimated time; none if nothing does."""
     p = problem._replace(channels_last=False, has_bias=False, relu=False)
     if task == 'forward':
         options = []
-        for tile in plan.TILES:
+        for tile in plan.tiles_for(device.capability):
             for layout in plan.layouts(p, tile):
                 cut = plan.cut_for(p, mode, layout, device.shared)
                 if cut is not None:

@@ -9,17 +9,18 @@ import pytest
 from mmreplk.ops.gpu.cuda import plan, variants
 
 LAYOUT = plan.Layout(plan.Tile(1, 8, 4, 4), 16, 2, 2, True)
+MIXED = plan.Layout(plan.Tile(1, 8, 4, 4), 4, 2, 8, True)
 RING = plan.Layout(plan.Tile(1, 8, 4, 4), 64, 1, 1, False)
 # Of forward.cu or what it includes: what is replaced, by what, and what comes of it.
 FAULTS = {
     'no wait for copies': ('forward.cu', 'copies_wait<0>();\n        BARRIER();', 'BARRIER();',
-                           LAYOUT, 'off by|copies that nobody'),
+                           LAYOUT, 'written at .* while|reads what|copies that'),
     'no barrier': ('forward.cu', 'copies_wait<STAGES - 2>();\n          BARRIER();',
                    'copies_wait<STAGES - 2>();', RING, 'thread .* reads what thread'),
     'a ring that is too short': ('forward.cu', 'fetch(b + 2 * (STAGES - 1), head, 2)',
                                  'fetch(b + 2 * (STAGES - 1), slot, 2)', RING,
                                  'written at .* while|reads what|two threads'),
-    'a column too far': ('stage.cuh', 'start + e < width', 'start + e <= width', LAYOUT,
+    'a column too far': ('stage.cuh', 'start + e < width', 'start + e <= width', MIXED,
                          'outside of all arrays|off by'),
     'an odd address': ('forward.cu', '+ image * p.out_step + j;', '+ image * p.out_step + j + 1;',
                        LAYOUT, 'not aligned'),

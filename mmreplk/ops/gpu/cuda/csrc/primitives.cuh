@@ -1,14 +1,16 @@
 // What the kernels ask of the hardware: one name for each instruction, in PTX.
 //
 // tests/ops/gpu/cuda/emulator.h has the same names for a CPU. MODE, the arithmetic, is given by the
-// host: 0 float16, 1 bfloat16, 2 float32 in TF32, 3 float32 as three products in TF32.
+// host: 0 float16, 1 bfloat16, 2 float32 in TF32, 3 float32 as three products in TF32. So is BLOCKS,
+// how many blocks a multiprocessor has registers for; unsaid, some are spilled for more blocks.
 #pragma once
 typedef unsigned int u32;
 typedef unsigned short u16;
 typedef unsigned long long u64;
 
 #define DEVICE __device__ __forceinline__
-#define KERNEL(name, arguments) extern "C" __global__ void __launch_bounds__(THREADS) name( \
+#define KERNEL(name, arguments) \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) name( \
     const __grid_constant__ arguments p)
 #define BARRIER() __syncthreads()
 
