@@ -211,7 +211,7 @@ def _served(problem: Problem, task: str, backend: str, strict: bool, x: Tensor, 
             bias: Tensor | None, run: Callable[[str], Tensor]) -> Tensor:
     """What ``run`` makes with the backend, or with another where that fails on a GPU."""
     device = x.device
-    if backend == 'auto' and is_open(problem, task, device):
+    if backend == 'auto' and is_open(problem, task, device) and not health.is_capturing(device):
         measured.measure(problem, task, x, other, bias, partial(run, 'torch'))
         plans.clear()
         prepared_calls.clear()
@@ -231,13 +231,29 @@ def _served(problem: Problem, task: str, backend: str, strict: bool, x: Tensor, 
                                    'what can serve.') from error
 
 
-def prepared(problem: Problem, backend: str, strides: tuple[int, ...]
+def prepared(problem: Problem, chosen: str, strides: tuple[int, ...], backend: str = 'auto'
              ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
     """``forward(x, weight, bias, problem, backend, keep=True)`` with all that is known looked up.
 
     It takes maps of these strides and dense weights. None where tensors have to be copied first.
+
+    Args:
+        problem (Problem): What is asked for.
+        chosen (str): The backend that serves.
+        strides (tuple[int, ...]): Of x.
+        backend (str): The one that was asked for. Defaults to 'auto'.
     """
-    return cpu.prepared(problem, backend, strides)
+    if chosen not in families.FAMILIES:
+        return cpu.prepared(problem, chosen, strides)
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        try:
+            out = BACKENDS[chosen].forward(x, weight, bias, problem, True)
+        except health.Unusable:
+            return forward(x, weight, bias, problem, backend, True)
+        return out.contiguous(memory_format=problem.memory_format)
+
+    return run
 
 
 def weight_grad(x: Tensor, grad: Tensor, problem: Problem, backend: str, strict: bool = True

@@ -116,14 +116,12 @@ def large_kernel_dwconv2d(x: Tensor,
     if torch.compiler.is_compiling() or _has_symbolic_sizes(x, weight):
         return _graph(x, weight, bias, stride, padding, dilation, backend, keep, relu)
 
-    problem, chosen = _plan(x, weight, bias, stride, padding, dilation, backend, relu)
+    problem, chosen, is_open = _plan(x, weight, bias, stride, padding, dilation, backend, relu)
     if problem is None:  # bad input, for which PyTorch has the words, or nothing to compute
         return _pytorch(x, weight, bias, stride, padding, dilation, relu)
-    # To be timed first, as users have asked for; nothing is settled then.
-    is_open = backend == 'auto' and dispatch.is_open(problem, 'forward', x.device)
     if key is not None and not is_open:
         ready.keep_call(key, _by_pytorch(stride, padding, dilation, problem) if chosen == 'torch'
-                        else dispatch.prepared(problem, chosen, x.stride()))
+                        else dispatch.prepared(problem, chosen, x.stride(), backend))
     if chosen == 'torch' and not is_open and not (
             backend == 'auto' and _trains_better(weight, problem)):
         return _by_pytorch(stride, padding, dilation, problem)(x, weight, bias)
@@ -256,16 +254,24 @@ def explain(x: Tensor,
 
 
 def _plan(x, weight, bias, stride, padding, dilation, backend, relu=False
-          ) -> tuple[Problem | None, str | None]:
-    """`problem_of` and the backend, looked up by what they depend on in a tenth of the time."""
+          ) -> tuple[Problem | None, str | None, bool]:
+    """`problem_of`, the backend, and whether it is open, as kernels are to be timed first.
+
+    Looked up by what they depend on in a tenth of the time.
+    """
     key = ready.key_of(x, weight, bias, stride, padding, dilation, backend, relu)
     try:
         return dispatch.plans[key]
     except (KeyError, TypeError):  # not seen yet, or given as lists
         pass
     problem = problem_of(x, weight, bias, stride, padding, dilation, relu)
-    plan = problem, None if problem is None else dispatch.choose(
-        problem, backend, device=x.device).backend
+    if problem is None:
+        plan = None, None, False
+    else:
+        plan = (problem, dispatch.choose(problem, backend, device=x.device).backend,
+                backend == 'auto' and dispatch.is_open(problem, 'forward', x.device))
+    if plan[2]:
+        return plan
     if len(dispatch.plans) >= dispatch.PLANS:
         dispatch.plans.clear()
     with suppress(TypeError):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import dispatch
 from .arguments import check_memory
+from .gpu import arch as gpu_arch
 from .torch_internals import is_any_autocast_enabled, is_observed, is_zerotensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -48,7 +49,7 @@ def key_of(x, weight, bias, stride, padding, dilation, backend, relu, groups=Non
     """What the choice for a call depends on, for tables; without a hash where given as lists."""
     return (x.shape, x.stride(), x.dtype, x.device, x.layout, weight.shape, weight.dtype,
             weight.device, weight.layout, stride, padding, dilation, backend, relu, groups,
-            x.is_cuda and dispatch.asks_to_measure(x.device),
+            x.device.type in gpu_arch.DEVICE_TYPES and dispatch.asks_to_measure(x.device),
             bias if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout))
 
 

@@ -53,3 +53,26 @@ def test_channels_and_bad_values(tool, capsys):
         with pytest.raises(SystemExit):
             tool.main(bad)
     assert 'a kernel is K or KhxKw' in capsys.readouterr().err
+
+
+def test_on_a_gpu(tool, monkeypatch, capsys, tmp_path):
+    """Maps of 14 to 256, kernels of 7 to 51, one image and 64, both passes, in 16 bits."""
+    import torch
+    seen = []
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(tool.timing, 'prepare', lambda name, threads: torch.device(name))
+    monkeypatch.setattr(tool.dwconv, 'run', lambda parser, args: seen.append(args) or [])
+    assert tool.main(['--device', 'cuda', '--out', str(tmp_path / 'rows.jsonl')]) == 0
+    args, = seen
+    assert args.device == 'cuda'
+    assert args.dtype == ['fp16']
+    assert args.mode == ['forward', 'backward']
+    shapes = args.shape
+    assert {s.batch for s in shapes} == {1, 64}
+    assert {s.height for s in shapes} >= {14, 256}
+    assert {max(s.kernel) for s in shapes} >= {7, 51}
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    for device, text in (('cuda', 'PyTorch sees no GPU here'), ('tpu', 'must be cpu or cuda')):
+        with pytest.raises(SystemExit):
+            tool.main(['--device', device])
+        assert text in capsys.readouterr().err

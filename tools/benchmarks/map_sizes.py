@@ -3,7 +3,9 @@
 Rows are those of `dwconv.py`, which measures them: all candidates of a shape in turns, medians. A
 run that is broken off goes on where it was when it is called again with the same file. Prints a
 table of ratios (how many times as long PyTorch's faster memory format takes as ours; above 1, ours
-is faster) for each batch size, pass and format of ours, and draws them with ``--plot``.
+is faster) for each batch size, pass and format of ours, and draws them with ``--plot``. On a GPU,
+PyTorch's convolution is cuDNN's in benchmark mode, and other maps, batches and dtypes are the
+defaults.
 """
 
 import argparse
@@ -18,15 +20,22 @@ import dwconv  # noqa: E402
 import rows as results  # noqa: E402
 import summary  # noqa: E402
 import timing  # noqa: E402
+import torch  # noqa: E402
 from plots import LABELS  # noqa: E402
 
 from mmreplk.analysis.figures import new_figure  # noqa: E402
 
 MAPS = (7, 14, 16, 28, 32, 56, 64, 112, 128, 256)
 KERNELS = ('5', '7', '9', '13', '17', '21', '31', '51', '1x31', '31x1', '5x51', '51x5')
+# What is measured unless the options say otherwise: maps, kernels, batches and dtype.
+DEFAULTS = {
+    'cpu': dict(maps=MAPS, kernels=KERNELS, batch=(1, 16), dtype='fp32'),
+    'cuda': dict(maps=(14, 28, 32, 50, 64, 128, 256),
+                 kernels=('7', '9', '13', '17', '21', '31', '51', '5x51', '51x5'), batch=(1, 64),
+                 dtype='fp16')}
 # Pixels times channels of an image: as many channels as networks have on such maps.
 BUDGET, FEWEST, MOST = 1 << 18, 16, 512
-LOST = 0.9  # ratios below are listed
+LOST = {'cpu': 0.9, 'cuda': 0.95}  # ratios below are listed
 
 
 def channels_of(side: int) -> int:
@@ -74,6 +83,7 @@ def axes_of(cells: dict) -> tuple[list[str], list[int]]:
 def report(rows: list[dict]) -> str:
     """A table for each condition, batch size and format, the means, and what is below `LOST`."""
     parts, lost = [], []
+    limit = LOST['cuda' if rows and rows[0].get('device_type') == 'cuda' else 'cpu']
     for (condition, batch, ours), cells in ratios(rows).items():
         kernels, sides = axes_of(cells)
         lines = [[kernel, *(_text(cells.get((kernel, side))) for side in sides)]
@@ -84,8 +94,8 @@ def report(rows: list[dict]) -> str:
                   results.markdown(['kernel', *map(str, sides)], lines), '']
         lost += [f'{value:.2f}: kernel {kernel}, map {side}, {condition}, batch {batch}, '
                  f'{LABELS[ours]}' for (kernel, side), value in cells.items()
-                 if value is not None and value < LOST]
-    parts += [f'{len(lost)} below {LOST}:', *sorted(lost)]
+                 if value is not None and value < limit]
+    parts += [f'{len(lost)} below {limit}:', *sorted(lost)]
     failed = [row for row in rows if row['status'] in dwconv.FAILURES]
     parts += [f'{row["candidate"]} {row["status"]}: {row["note"]}' for row in failed]
     return '\n'.join(parts)
@@ -143,11 +153,11 @@ def _side(text: str) -> int:
 def main(argv=None) -> int:
     """Returns the exit code: 1 if a result was wrong or ours raised."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--maps', type=_side, nargs='+', default=MAPS, metavar='S')
-    parser.add_argument('--kernels', type=_kernel, nargs='+', default=KERNELS, metavar='K')
-    parser.add_argument('--batch', type=_side, nargs='+', default=(1, 16), metavar='N')
+    parser.add_argument('--maps', type=_side, nargs='+', metavar='S')
+    parser.add_argument('--kernels', type=_kernel, nargs='+', metavar='K')
+    parser.add_argument('--batch', type=_side, nargs='+', metavar='N')
     parser.add_argument('--mode', nargs='+', choices=dwconv.MODES, default=['forward', 'backward'])
-    parser.add_argument('--dtype', choices=dwconv.DTYPES, default='fp32')
+    parser.add_argument('--dtype', choices=dwconv.DTYPES, help='default: fp32, on a GPU fp16')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--threads', type=_side, help="of a CPU (default: PyTorch's own number)")
     parser.add_argument('--max-seconds', type=float, default=0.5, metavar='S',
@@ -162,6 +172,13 @@ def main(argv=None) -> int:
                         help='time nothing: report on and draw these rows')
     parser.add_argument('--plot', type=Path, metavar='FILE.png', help='draw the ratios')
     args = parser.parse_args(argv)
+    device_type = args.device.partition(':')[0]
+    if device_type not in DEFAULTS:
+        parser.error(f'argument --device: {args.device!r} must be cpu or cuda')
+    if device_type == 'cuda' and not args.source and not torch.cuda.is_available():
+        parser.error(f'argument --device: {args.device}, but PyTorch sees no GPU here')
+    for name, value in DEFAULTS[device_type].items():
+        setattr(args, name, getattr(args, name) or value)
     rows = results.read(args.source) if args.source else measure(args)
     print(f'\n{report(rows)}')
     if args.plot:

@@ -37,6 +37,8 @@ from triton.compiler import ASTSource
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from compile_only import nothing_runs  # noqa: E402
+
 from mmreplk.ops.gpu import (  # noqa: E402
     backend as gpu,  # noqa: E402
     kernels,
@@ -150,28 +152,6 @@ def pytorch(problem, task, x, other, rep):
                     (False, True, False))
         times[f'torch_{name}_ms'] = bench(run, rep)[0]
     return times
-
-
-class _CompileOnly:
-    """Stands in for the kernels: what is called is compiled, not run."""
-
-    def __getattr__(self, name):
-        kernel = getattr(kernels, name)
-
-        class Grid:
-            def __getitem__(self, grid):
-                return lambda *args, **options: kernel.warmup(*args, grid=grid, **options)
-
-        return Grid()
-
-
-@contextlib.contextmanager
-def nothing_runs():
-    launch.kernels = _CompileOnly()
-    try:
-        yield
-    finally:
-        launch.kernels = kernels
 
 
 def tune(name, task, dtype_name, shape, args, device):

@@ -91,7 +91,8 @@ def _weight_grad(x: Tensor, grad: Tensor, problem: Problem, mode: str, variant) 
 
 def _versions() -> dict[str, str]:
     import triton
-    files = (Path(__file__).with_name(f'{name}.py') for name in ('kernels', 'launch'))
+    files = (Path(__file__).with_name(f'{name}.py') for name in (
+        'kernels', 'launch', 'tiles', 'variants'))
     return dict(triton=triton.__version__, source=versions.source_digest(*files))
 
 

@@ -8,6 +8,7 @@ was written here, the same things are found out once more, in each process.
 import json
 import os
 import tempfile
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,6 +18,7 @@ except ImportError:  # Windows: the last of two that write at once wins
     fcntl = None
 
 FORMAT = 1
+PATIENCE = 5.0  # seconds for another process to write; then the last of the two wins
 LARGEST = 16 << 20  # bytes; what is longer was not written here
 
 
@@ -91,7 +93,15 @@ def add(name: str, about: dict[str, str], rows: dict) -> bool:
 def _alone(path: Path):
     """While no other process adds to the file, as far as the file system can tell."""
     with path.with_suffix('.lock').open('a') as file:
-        if fcntl is not None:
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+        end = time.monotonic() + PATIENCE
+        while fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    break
+                time.sleep(0.01)
+            except OSError:  # a file system without locks
+                break
         yield

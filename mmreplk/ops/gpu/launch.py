@@ -14,7 +14,7 @@ from torch import Tensor
 from ..arithmetic import ceil_div
 from ..caches import cached
 from ..problem import Problem
-from . import kernels
+from . import direct, kernels
 from .arch import Arch, arch_of, weakest
 from .memory import empty as _empty
 from .tiles import (
@@ -200,7 +200,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
     mode = mode_of(x.dtype, allow_tf32)
     weight = _aligned(weight)
     bias = None if bias is None else _aligned(bias)
-    plain = problem._replace(channels_last=False)
+    plain = problem._replace(channels_last=False) if problem.channels_last else problem
     with _guard(x):
         if not more and _is_aligned(x) and not problem.channels_last:
             y = _empty(x, problem.out_shape)
@@ -227,20 +227,30 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
 
 
 def _forward(x, weight, bias, y, problem, mode, tile, workspace=None) -> None:
-    """`forward` of contiguous tensors, into y."""
+    """`forward` of contiguous, aligned tensors, into y."""
     tile = tile or choose(problem, 'forward', mode, arch_of(x.device))
-    plan = plan_forward(problem, mode, tile, workspace)
-    table = _empty(x, (plan.tables * plan.part, ))
+    elements, launches = _forward_launches(problem, mode, tile, workspace or _workspace(problem))
+    table = _empty(x, (elements, ))
+    for build, run in launches:
+        build(kernels, weight, table)
+        run(kernels, x, table, weight, weight if bias is None else bias, y)
+
+
+@cached
+def _forward_launches(problem: Problem, mode: str, tile: Tile, workspace: int
+                      ) -> tuple[int, list[tuple[direct.Launch, direct.Launch]]]:
+    """Elements of the tables, and what is launched, some channels after others."""
+    plan, launches = plan_forward(problem, mode, tile, workspace), []
     for first in range(0, problem.channels, plan.channels):
         channels = min(plan.channels, problem.channels - first)
         size = plan.part // plan.channels * channels
-        programs, integers, constants = plan.table
-        kernels.toeplitz_kernel[(ceil_div(size, _BLOCK), )](
-            weight, table, size=size, channel0=first, **integers, **constants)
+        _, integers, constants = plan.table
+        build = direct.Launch('toeplitz_kernel', ceil_div(size, _BLOCK), dict(
+            integers, size=size, channel0=first), constants)
         programs, integers, constants = plan.main
-        kernels.forward_kernel[(programs * channels, )](
-            x, table, w_ptr=weight, bias_ptr=weight if bias is None else bias, y_ptr=y,
-            channel0=first, **integers, **constants)
+        launches.append((build, direct.Launch(
+            'forward_kernel', programs * channels, dict(integers, channel0=first), constants)))
+    return plan.tables * plan.part, launches
 
 
 class GradLaunches(NamedTuple):
@@ -306,7 +316,7 @@ def weight_grad(x: Tensor, grad: Tensor, problem: Problem, allow_tf32: bool = Tr
     """
     mode = mode_of(x.dtype, allow_tf32)
     out = _empty(x, (problem.channels, 1, *problem.kernel))
-    plain = problem._replace(channels_last=False)
+    plain = problem._replace(channels_last=False) if problem.channels_last else problem
     with _guard(x):
         if not more and _is_aligned(x) and _is_aligned(grad):
             _weight_grad(x, grad, out, plain, mode, tile)
@@ -325,19 +335,29 @@ def weight_grad(x: Tensor, grad: Tensor, problem: Problem, allow_tf32: bool = Tr
 
 
 def _weight_grad(x, grad, out, problem, mode, tile, workspace=None) -> None:
-    """`weight_grad` of contiguous tensors, into out."""
+    """`weight_grad` of contiguous, aligned tensors, into out."""
     device = arch_of(x.device)
     tile = tile or choose(problem, 'weight_grad', mode, device)
-    plan = plan_weight_grad(problem, mode, tile, device, workspace)
-    sums = _empty(x, (plan.channels * plan.sums, ), torch.float32)
+    elements, launches = _grad_launches(problem, mode, tile, device,
+                                        workspace or _workspace(problem))
+    sums = _empty(x, (elements, ), torch.float32)
+    for run, reduce in launches:
+        run(kernels, x, grad, sums)
+        reduce(kernels, x, grad, sums, out)
+
+
+@cached
+def _grad_launches(problem: Problem, mode: str, tile: GradTile, device: Arch, workspace: int
+                   ) -> tuple[int, list[tuple[direct.Launch, direct.Launch]]]:
+    """Elements of the sums, and what is launched, some channels after others."""
+    plan, launches = plan_weight_grad(problem, mode, tile, device, workspace), []
     for first in range(0, problem.channels, plan.channels):
         channels = min(plan.channels, problem.channels - first)
-        programs, integers, constants = plan.main
-        kernels.weight_grad_kernel[(programs * channels, )](
-            x, grad, sums, channel0=first, **integers, **constants)
-        programs, integers, constants = plan.reduce
-        kernels.weight_grad_sum_kernel[(programs * channels, )](
-            x, grad, sums, out, channel0=first, **integers, **constants)
+        launches.append(tuple(
+            direct.Launch(name, programs * channels, dict(integers, channel0=first), constants)
+            for name, (programs, integers, constants) in (
+                ('weight_grad_kernel', plan.main), ('weight_grad_sum_kernel', plan.reduce))))
+    return plan.channels * plan.sums, launches
 
 
 def _channel_blocks(p: Problem, more: int = 0) -> list[range]:
@@ -385,4 +405,6 @@ def _is_wide(p: Problem) -> bool:
 
 
 def _guard(x: Tensor):
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    if not x.is_cuda or x.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)

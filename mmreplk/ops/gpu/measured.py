@@ -79,8 +79,8 @@ def row(problem: Problem, task: str, device: torch.device) -> Row | None:
 
 def is_open(problem: Problem, task: str, device: torch.device) -> bool:
     """Whether a call is to be measured: asked for, not known, and there is a choice."""
-    return (wanted(device) and not health.is_capturing(device)
-            and row(problem, task, device) is None and bool(_able(problem, task, device)))
+    return (wanted(device) and row(problem, task, device) is None
+            and bool(_able(problem, task, device)))
 
 
 def variant(family: Family, problem: Problem, task: str, mode: str, device: torch.device):
@@ -193,16 +193,7 @@ def _able(problem: Problem, task: str, device: torch.device) -> list[Family]:
 
 
 def _about(device: torch.device) -> dict[str, str]:
-    return versions.about(device, *(family for family in families.FAMILIES.values()
-                                    if _imports(family)))
-
-
-def _imports(family: Family) -> bool:
-    try:
-        family.versions()
-    except Exception:  # what is not installed takes part in nothing
-        return False
-    return True
+    return versions.about(device, *families.FAMILIES.values())
 
 
 def _file(facts: dict[str, str]) -> str:

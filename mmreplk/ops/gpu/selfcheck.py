@@ -72,7 +72,7 @@ def _known_or_found(family, device, key, small, task, mode, variant) -> str:
         return outcome
     if isinstance(outcome, str):
         return f'{outcome} (found earlier; delete {cache.path_of(file)} to have it checked again)'
-    outcome = _outcome(family, device, small, task, mode, variant)
+    outcome = outcome_of(family, device, small, task, mode, variant)
     cache.add(file, facts, {key: outcome})
     return outcome
 
@@ -82,13 +82,14 @@ def loaded(name: tuple[str, str, str]) -> None:
     _loaded.add(name)
 
 
-def _outcome(family: Family, device, p: Problem, task: str, mode: str, variant) -> str:
-    """`RIGHT`, or what is wrong."""
-    generator = torch.Generator().manual_seed(0)
+def outcome_of(family: Family, device: torch.device, p: Problem, task: str, mode: str, variant
+               ) -> str:
+    """`RIGHT`, or what is wrong with a family's kernels on a problem, in poisoned memory."""
+    generator = torch.Generator('cpu').manual_seed(0)
 
     def normal(*shape):
-        values = torch.randn(shape, generator=generator).to(p.dtype).to(device)
-        return memory.in_poison(values)
+        values = torch.randn(shape, generator=generator, device='cpu', dtype=torch.float32)
+        return memory.in_poison(values.to(p.dtype).to(device))
 
     x = normal(p.batch, p.channels, p.height, p.width)
     with torch.no_grad(), memory.poisoned() as margins_are_intact:

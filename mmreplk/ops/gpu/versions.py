@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,8 +17,9 @@ def about(device: torch.device, *families: Family) -> dict[str, str]:
     """Device, capability, driver, torch, CUDA, and the versions of some families, by name."""
     found = dict(_of_device(str(device)))
     for family in families:
-        found.update((f'{family.name} {name}' if name == 'source' else name, version)
-                     for name, version in family.versions().items())
+        with suppress(Exception):  # of what is not installed, or broken, there is none
+            found.update((f'{family.name} {name}' if name == 'source' else name, version)
+                         for name, version in family.versions().items())
     return found
 
 

@@ -192,7 +192,7 @@ def test_interpreted_kernels_pass_their_own_check(task, dtype, mode):
         for variant in variants.ranked(p, task, mode, device)[:2]:
             _, small = backend.FAMILY.probe(p, task, mode, variant, device)
             small = small._replace(batch=min(small.batch, 3))
-            outcome = selfcheck._outcome(backend.FAMILY, torch.device('cpu'), small, task, mode,
+            outcome = selfcheck.outcome_of(backend.FAMILY, torch.device('cpu'), small, task, mode,
                                          variant)
             assert outcome == selfcheck.RIGHT
 
@@ -210,7 +210,7 @@ def test_interpreted_kernels_that_are_wrong_do_not_pass(monkeypatch):
             return lambda *args, **kwargs: None
 
     def outcome():
-        return selfcheck._outcome(backend.FAMILY, torch.device('cpu'), p, 'forward', 'half',
+        return selfcheck.outcome_of(backend.FAMILY, torch.device('cpu'), p, 'forward', 'half',
                                   variant)
 
     assert outcome() == selfcheck.RIGHT

@@ -101,3 +101,30 @@ def test_a_huge_file_is_not_read(own_cache):
     with (own_cache / 'x.json').open('a') as file:
         file.truncate(cache.LARGEST + 1)
     assert cache.read('x', ABOUT) == {}
+
+
+def test_a_lock_that_is_never_given_back(own_cache, monkeypatch):
+    """Of a process that hangs: not waited for."""
+    fcntl = pytest.importorskip('fcntl')
+    monkeypatch.setattr(cache, 'PATIENCE', 0.05)
+    cache.add('x', ABOUT, dict(a=1))
+    with (own_cache / 'x.lock').open('a') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert cache.add('x', ABOUT, dict(b=2))
+    assert cache.read('x', ABOUT) == dict(a=1, b=2)
+
+
+@pytest.mark.filterwarnings('error')
+def test_the_check_under_other_defaults(stand_in, data, right):
+    """What users set for their own tensors is not the check's."""
+    import torch
+    x, weight, bias, padding = data
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device('meta')
+    try:
+        out = large_kernel_dwconv2d(x, weight, bias, padding=padding)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    right(out)
+    assert stand_in.calls[-1].problem.channels == 3

@@ -139,3 +139,123 @@ def test_another_architecture(gpu, data):
     weight.requires_grad_()
     with pytest.warns(RuntimeWarning, match="'triton' kernels failed"):
         large_kernel_dwconv2d(x, weight, bias, padding=padding)
+
+
+def test_what_first_gpu_compiles_in_threads(gpu, monkeypatch, tmp_path):
+    """Triton's real compiler, nothing launched; what is called afterwards needs no compiler."""
+    from pathlib import Path
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[3] / 'tools/benchmarks'))
+    import gpu_parts
+    import gpu_time
+    from rows import RowFile
+
+    class Machine:
+        device, spoken = torch.device('cpu'), 'cpu'
+
+        def synchronize(self):
+            pass
+
+    monkeypatch.setattr(gpu_time, 'FACTS', [])
+    monkeypatch.setattr(gpu_time, 'classes', lambda variants, most: list(variants[:1]))
+    context = gpu_parts.Context(Machine(), RowFile(tmp_path / 'rows.jsonl'), gpu_parts.Scale(
+        batch=2, channels=4, maps=(16, ), kernel=5), {})
+    monkeypatch.setattr(context, 'stack', lambda: [
+        ('fp16', context.problem('fp16', 2, 4, 16, 16, (5, 5)))])
+    gpu_time.compile_all(context)
+    assert [row['status'] for row in context.rows] == ['ok', 'ok']
+    assert {row['task'] for row in context.rows} == {'forward', 'weight_grad'}
+    assert not gpu.launches
+    compiled = {name: sum(len(cache[0]) for cache in getattr(kernels, name).device_caches.values())
+                for name in ('forward_kernel', 'weight_grad_kernel', 'toeplitz_kernel')}
+    assert set(compiled.values()) == {1}
+    _, problem = context.stack()[0]
+    x, weight = torch.zeros(2, 4, 16, 16).half(), torch.zeros(4, 1, 5, 5).half()
+    monkeypatch.setattr(compiler, 'compile', lambda *args, **kwargs: pytest.fail('compiled anew'))
+    variant = families.FAMILIES['triton'].variants(problem, 'forward', 'half', launch.arch_of(
+        'cpu'))[0]
+    launch.forward(x, weight, None, problem, True, variant.tile, variant.more)
+    assert [name for name, _ in gpu.launches] == ['toeplitz_kernel', 'forward_kernel']
+
+
+# -- launched without Triton's own way of calling --------------------------------------------------
+
+def both(x, weight, grad, problem):
+    launch.forward(x, weight, None, problem)
+    launch.weight_grad(x, grad, problem)
+
+
+def plain(launches):
+    """Tensors by address and shape, but for those that are made anew in each call."""
+    kept = []
+    for name, args in launches:
+        values = [(tuple(a.shape), a.dtype) if isinstance(a, torch.Tensor) else a for a in args
+                  if not isinstance(a, compiler.LazyDict)]
+        kept.append((name, [v for v in values if not callable(v)]))
+    return kept
+
+
+@pytest.fixture
+def call():
+    problem = dispatch.Problem(torch.float16, 'cuda', False, 2, 3, 12, 16, 1, (5, 7), (1, 1),
+                               (2, 2, 3, 3), (1, 1), False)
+    x, weight = torch.randn(2, 3, 12, 16).half(), torch.randn(3, 1, 5, 7).half()
+    return x, weight, torch.randn(problem.out_shape).half(), problem
+
+
+def test_later_launches_are_as_the_first(gpu, call, monkeypatch):
+    """The same kernel, grid, stream and arguments, without binding and specializing anew."""
+    both(*call)
+    first = plain(gpu.launches)
+    names = [name for name, _ in first]
+    assert names == ['toeplitz_kernel', 'forward_kernel', 'weight_grad_kernel',
+                     'weight_grad_sum_kernel']
+    gpu.launches.clear()
+    for name in names:
+        monkeypatch.setattr(getattr(kernels, name), 'run',
+                            lambda *args, **kwargs: pytest.fail("Triton's own way"))
+    both(*call)
+    assert plain(gpu.launches) == first
+
+
+def test_launches_by_triton_where_it_is_older(gpu, call, monkeypatch):
+    from mmreplk.ops.gpu import direct
+    monkeypatch.setattr(direct, '_version', (3, 5))
+    seen = []
+    run = kernels.forward_kernel.run
+    monkeypatch.setattr(kernels.forward_kernel, 'run',
+                        lambda *args, **kwargs: seen.append(1) or run(*args, **kwargs))
+    both(*call)
+    both(*call)
+    assert len(seen) == 2
+    assert plain(gpu.launches[:4]) == plain(gpu.launches[4:])
+
+
+def test_other_values_in_the_same_launch(gpu, call):
+    """Tensors are those of the call, sizes those of the problem."""
+    x, weight, grad, problem = call
+    both(*call)
+    gpu.launches.clear()
+    others = x.clone(), weight.clone(), grad.clone()
+    both(*others, problem)
+    given = {a.data_ptr() for _, args in gpu.launches for a in args if isinstance(a, torch.Tensor)}
+    assert {t.data_ptr() for t in others} <= given
+    assert not {t.data_ptr() for t in call[:3]} & given
+    gpu.launches.clear()
+    small = problem._replace(batch=1)
+    launch.forward(x[:1], weight, None, small)
+    forward, = (args for name, args in gpu.launches if name == 'forward_kernel')
+    names = kernels.forward_kernel.arg_names
+    assert forward[-len(names):][names.index('images')] == 1
+
+
+def test_an_unaligned_map_meets_the_same_kernel(gpu, call):
+    """It is copied, so that nothing is compiled anew, and what is launched is aligned."""
+    x, weight, grad, problem = call
+    both(*call)
+    loads = len(gpu.loads)
+    gpu.launches.clear()
+    odd = torch.empty(x.numel() + 1).half()[1:].view_as(x).copy_(x)
+    both(odd, weight, grad, problem)
+    assert len(gpu.loads) == loads
+    assert all(a.data_ptr() % 16 == 0 for _, args in gpu.launches for a in args
+               if isinstance(a, torch.Tensor))

@@ -29,30 +29,35 @@ def timer(monkeypatch, stand_in):
     return seconds_of
 
 
+def switches(benchmark, deterministic=False):
+    """PyTorch's, while the context lasts."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=benchmark,
+                                      deterministic=deterministic)
+
+
 @pytest.fixture
-def asked(monkeypatch):
+def asked():
     """PyTorch's switches, as mm configs set them."""
-    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', True)
-    monkeypatch.setattr(torch.backends.cudnn, 'deterministic', False)
     dispatch.forget()
+    with switches(True):
+        yield
 
 
-def test_nothing_is_timed_unless_asked_for(stand_in, timer, data, right, monkeypatch, own_cache):
+def test_nothing_is_timed_unless_asked_for(stand_in, timer, data, right, own_cache):
     x, weight, bias, padding = data
     assert not torch.backends.cudnn.benchmark
     right(large_kernel_dwconv2d(x, weight, bias, padding=padding))
-    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', True)
-    monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
-    right(large_kernel_dwconv2d(x, weight, bias, padding=padding))
-    monkeypatch.setattr(torch.backends.cudnn, 'deterministic', False)
-    torch.use_deterministic_algorithms(True)
-    try:
+    with switches(True, deterministic=True):
         right(large_kernel_dwconv2d(x, weight, bias, padding=padding))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert not timer.taken
-    assert not list(own_cache.glob('measured-*'))
-    right(large_kernel_dwconv2d(x, weight, bias, padding=padding))
+    with switches(True):
+        torch.use_deterministic_algorithms(True)
+        try:
+            right(large_kernel_dwconv2d(x, weight, bias, padding=padding))
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert not timer.taken
+        assert not list(own_cache.glob('measured-*'))
+        right(large_kernel_dwconv2d(x, weight, bias, padding=padding))
     assert timer.taken == ['torch', 1, 2, 3]
 
 
