@@ -239,8 +239,8 @@ def _seconds(problem: Problem, device: Arch, each: Count, blocks: int, shared: i
              ends: float) -> float:
     """Seconds of a launch of blocks that take `each` on average.
 
-    A multiprocessor has registers for `resident` of them. `ends` are the bytes that pass between memory and a block before it can begin, and after it has
-    ended, times the number of blocks.
+    A multiprocessor has registers for `resident` of them. `ends` are the bytes that pass between
+    memory and a block before it can begin, and after it has ended, times the number of blocks.
     """
     resident = max(1, min(int((device.shared + _RESERVED) // (shared + _RESERVED)), resident))
     on_one = ceil_div(blocks, device.sms)
@@ -277,8 +277,8 @@ def count_item(problem: Problem, mode: str, layout: grad_plan.GradLayout, rate: 
     p, tile = problem, layout.tile
     s = grad_plan.sizes(p, layout)
     chunk, passes = plan.chunk_of(p), 3 if mode == 'exact' else 1
-    size, (out_height, out_width) = p.dtype.itemsize, p.out_size
-    taps, top = min(s.part_kh, p.kernel[0] - start), p.padding[0] - start
+    size, out_width = p.dtype.itemsize, p.out_size[1]
+    taps = min(s.part_kh, p.kernel[0] - start)
     column = tile_j * layout.patches * 8
     x_pieces, g_pieces = (16 // size // vector(size, n, 16) for n in (p.width, out_width))
     x_inside = max(0, ceil_div(min(p.width, column + 8 * (layout.patches - 1 + seen) - before)
@@ -293,7 +293,7 @@ def count_item(problem: Problem, mode: str, layout: grad_plan.GradLayout, rate: 
             if at >= out_width or high <= low:
                 low = high = 0
         steps.append(high - low)
-    by_warp = [[n for n in steps[k::tile.warps_k]] for k in range(tile.warps_k)]
+    by_warp = [steps[k::tile.warps_k] for k in range(tile.warps_k)]
     x_copy = _copied(p, x_pieces, 2, s.chunks, x_inside, layout.images)
     g_copy = _copied(p, g_pieces, 2, s.g_chunks, g_inside, layout.images)
     copy = [a + b for a, b in zip(x_copy, g_copy, strict=True)]

@@ -97,7 +97,7 @@ class GradSizes(NamedTuple):
 
 
 def column_parts(problem: Problem, tile: GradTile) -> list[tuple[int, int]]:
-    """For each part of the kernel's columns, columns before a patch, and 8-column chunks it sees."""
+    """By part of the kernel's columns: columns before a patch, and chunks of 8 that it sees."""
     kw, left = problem.kernel[1], problem.padding[2]
     part_kw = column_part(problem, tile)
     found = []
@@ -173,7 +173,8 @@ def layouts(problem: Problem, tile: GradTile, blocks: int) -> Iterator[GradLayou
             break
         for patches in (1, 2, 4, 8, 16):
             positions = images * patches
-            if positions < half * tile.warps_k and patches < patches_there and images < images_there:
+            if (positions < half * tile.warps_k and patches < patches_there
+                    and images < images_there):
                 continue
             if positions < half or patches > max(patches_there, half // images):
                 continue
@@ -216,8 +217,8 @@ def plan_weight_grad(problem: Problem, mode: str, layout: GradLayout) -> list[La
         row_bytes=s.chunks * s.chunk_bytes, g_chunks=s.g_chunks, g_chunk_bytes=s.chunk_bytes,
         g_row_bytes=layout.patches * each * s.chunk_bytes, ring=s.ring, g_start=s.g_start)
     threads = 32 * tile.warps_u * tile.warps_k
-    main = Launch(kernel, 'weight_grad', p.channels * layout.splits * s.parts_u * s.parts_v, threads,
-                  s.shared, arguments)
+    grid = p.channels * layout.splits * s.parts_u * s.parts_v
+    main = Launch(kernel, 'weight_grad', grid, threads, s.shared, arguments)
     if layout.splits == 1:
         return [main]
     blocks = ceil_div(p.kernel[0] * p.kernel[1], threads)

@@ -17,7 +17,6 @@ from ...problem import Problem
 from ..tiles import vector
 
 
-
 class Kernel(NamedTuple):
     """What is compiled: a source, and what it is compiled for; hashable."""
 
@@ -62,7 +61,7 @@ class Tile(NamedTuple):
 
 # And how many blocks of each a multiprocessor has registers for; with that many, none are spilled:
 # tests/ops/gpu/cuda/test_compile.py.
-RESIDENT = {Tile(2, 16, 4, 4): 2, Tile(2, 8, 4, 4): 3, Tile(1, 8, 4, 4): 4, Tile(4, 8, 4, 4): 2}
+RESIDENT = {Tile(2, 16, 4, 4): 2, Tile(2, 8, 4, 4): 3, Tile(1, 8, 4, 4): 3, Tile(4, 8, 4, 4): 2}
 TILES = tuple(RESIDENT)
 
 

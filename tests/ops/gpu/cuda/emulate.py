@@ -20,8 +20,8 @@ HERE = Path(__file__).parent
 SOURCES = Path(plans.__file__).parent / 'csrc'
 COMPILER = shutil.which('g++')
 ARGUMENTS = {'forward': 'Forward', 'weight_grad': 'WeightGrad'}
-# A byte of which NaNs of every dtype are made. Where they get into results, these are computed anew,
-# which `Counts.plain_sums` tells.
+# A byte of which NaNs of every dtype are made. Where they get into results, these are computed
+# anew, which `Counts.plain_sums` tells.
 POISON = 0xff
 
 

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import cases
@@ -39,12 +40,17 @@ def _on(monkeypatch):
 @pytest.fixture(name='on_this_cpu')
 def _on_this_cpu(monkeypatch, on_cpu, emulated):
     """The kernels serve the CPU's tensors, in the emulator."""
+    def supports(problem, task):
+        why = backend.can_divide(problem, task)
+        return not why, why
+
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     family = backend.FAMILY._replace(
-        supports=lambda problem, task: (not (why := backend.can_divide(problem, task)), why),
+        estimate=lambda problem, task: 1e-9, supports=supports,
         versions=lambda: dict(nvrtc='none', source='emulated'))
     monkeypatch.setattr(families, 'FAMILIES', {'cuda': family})
     monkeypatch.setattr(dispatch, 'BACKENDS', {**dispatch.BACKENDS, 'cuda': dispatch.BACKENDS[
-        'cuda']._replace(supports=family.supports)})
+        'cuda']._replace(supports=family.supports, estimate=family.estimate)})
     dispatch.forget()
     return emulated
 
@@ -136,6 +142,7 @@ def test_the_model_decides_among_families(on):
                 assert times['cuda'] < times['triton']
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize('size', [(7, 7), (14, 14), (25, 42), (50, 84), (1, 1), (200, 320)])
 @pytest.mark.parametrize('batch', [1, 2, 64])
 @pytest.mark.parametrize('kernel', [(3, 3), (31, 31), (6, 51), (101, 101)])
@@ -348,7 +355,7 @@ def _cuda(monkeypatch, compiler):
     monkeypatch.setattr(driver, 'library', lambda: one)
     monkeypatch.setattr(driver, '_modules', {})
     monkeypatch.setattr(driver, '_functions', {})
-    monkeypatch.setattr(torch.cuda, 'device', lambda device: __import__('contextlib').nullcontext())
+    monkeypatch.setattr(torch.cuda, 'device', lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, 'current_stream', lambda: SimpleNamespace(cuda_stream=77))
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
     return one
@@ -390,9 +397,9 @@ def test_a_context_that_is_there_is_left(cuda):
                                    'cuFuncSetAttribute', 'cuCtxGetCurrent'])
 def test_what_the_driver_refuses_is_told(cuda, fails):
     cuda.fails = fails
-    with pytest.raises(driver.DriverError, match='CUDA_ERROR_OUT_OF_MEMORY: out of memory') as error:
+    with pytest.raises(driver.DriverError, match='CUDA_ERROR_OUT_OF_MEMORY: out of memory') as what:
         driver.run(some_launch(), dict(x=torch.zeros(4)))
-    assert health.is_out_of_memory(error.value)
+    assert health.is_out_of_memory(what.value)
 
 
 def test_no_driver(monkeypatch):

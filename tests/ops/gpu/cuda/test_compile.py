@@ -101,5 +101,6 @@ def test_capabilities_to_come():
 
 
 def test_what_nvrtc_says_is_told():
-    with pytest.raises(nvrtc.CompileError, match='cannot compile forward.cu for sm_80: (?s:.)*TILES'):
+    with pytest.raises(nvrtc.CompileError,
+                       match='cannot compile forward.cu for sm_80: (?s:.)*TILES'):
         nvrtc.compiled('forward', (('MODE', 'no_number'), ), 'sm_80')

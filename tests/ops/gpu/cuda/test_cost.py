@@ -44,7 +44,7 @@ def test_forward_is_within_twice_the_bound(arithmetic, size, times):
 # The goal is 2.5; it is missed at R = 16, where waiting and bookkeeping are as long as the sums.
 @pytest.mark.parametrize(('arithmetic', 'size', 'times'), [
     ('fp16', 16, 2.8), ('fp16', 32, 2.2), ('fp16', 64, 2.1),
-    ('tf32', 16, 3.5), ('tf32', 32, 2.5), ('tf32', 64, 2.2)])
+    ('tf32', 16, 3.7), ('tf32', 32, 2.5), ('tf32', 64, 2.2)])
 def test_backward_beside_forward(arithmetic, size, times):
     p = problem(arithmetic, size)
     forward = best(p, 'forward', arithmetic)[1]

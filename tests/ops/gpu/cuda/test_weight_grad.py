@@ -19,7 +19,8 @@ def variant(tile, images, patches, segments=1, splits=1):
 
 
 CASES = {
-    'the big tile': (dict(batch=16, channels=1, size=(24, 16), kernel=(31, 31)), variant(BIG, 16, 2)),
+    'the big tile': (dict(batch=16, channels=1, size=(24, 16), kernel=(31, 31)),
+                     variant(BIG, 16, 2)),
     'all warps along the sum': (dict(batch=16, channels=1, size=(24, 32), kernel=(15, 31)),
                                 variant(OTHER, 8, 4)),
     'a long tile': (dict(batch=9, size=(20, 16)), variant(LONG, 8, 2)),
@@ -40,8 +41,10 @@ CASES = {
     'width 25': (dict(batch=2, size=(13, 25)), variant(SMALL, 2, 4)),
     'width 50': (dict(batch=2, size=(13, 50)), variant(SMALL, 2, 8)),
     'an even kernel': (dict(batch=8, size=(12, 16), kernel=(6, 8)), variant(SMALL, 8, 2)),
-    'a wide kernel': (dict(batch=8, channels=1, size=(6, 24), kernel=(5, 51)), variant(SMALL, 8, 4)),
-    'a tall kernel': (dict(batch=8, channels=1, size=(40, 8), kernel=(51, 5)), variant(SMALL, 8, 1)),
+    'a wide kernel': (dict(batch=8, channels=1, size=(6, 24), kernel=(5, 51)),
+                      variant(SMALL, 8, 4)),
+    'a tall kernel': (dict(batch=8, channels=1, size=(40, 8), kernel=(51, 5)),
+                      variant(SMALL, 8, 1)),
     'uneven padding': (dict(batch=8, size=(12, 16), kernel=(7, 9), padding=(0, 5, 11, 2)),
                        variant(SMALL, 8, 4)),
     'padding beyond the kernel': (dict(batch=2, size=(4, 8), kernel=(3, 3), padding=(5, 6, 20, 9)),
