@@ -57,7 +57,8 @@ def grad_kernel(arithmetic, tile, width):
 
 def by_parts(arithmetic, capability, tile, width):
     """So that a run has each tile, each width and each capability, with few of all pairs."""
-    return {('tile', arithmetic, tile), ('width', width), ('capability', capability)}
+    kind = 'half' if arithmetic in ('fp16', 'bf16') else arithmetic
+    return {('tile', kind, tile), ('width', width), ('capability', capability), arithmetic}
 
 
 @pytest.mark.sample(by=by_parts)

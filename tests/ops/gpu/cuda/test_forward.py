@@ -66,7 +66,7 @@ def test_edge_cases(emulated, name):
 
 
 @pytest.mark.parametrize('name', ['ring of rows', 'width 7', 'width 14', 'a kernel in parts',
-                                  'uneven padding', 'bias and ReLU'])
+                                  'bias and ReLU'])
 @pytest.mark.parametrize('arithmetic', ['bf16', 'tf32', 'exact'])
 def test_arithmetics(emulated, name, arithmetic):
     changes, one = CASES[name]
