@@ -282,7 +282,7 @@ def test_explain_names_what_runs():
     assert set(choice.candidates) == {'triton', 'cuda', 'fft', 'direct', 'torch'}
     assert choice.candidates['fft'] < choice.candidates['torch']
     assert 'on the CPU' in choice.candidates['triton']
-    assert str(choice).count('\n') == 4
+    assert str(choice).count('\n') == 5
     assert explain(x, weight, None, 1, 15, backend='torch').reason == 'asked for by name'
     assert explain(x, weight, None, 2, 15).backend == 'torch'
     small = torch.rand(1, 1, 7, 7), torch.rand(1, 1, 3, 3)
