@@ -121,9 +121,11 @@ setup(
         'Topic :: Scientific/Engineering :: Image Recognition'],
     python_requires='>=3.10',
     packages=find_packages(include=['mmreplk', 'mmreplk.*']),
-    # Modules that networks import by a folder, and the tiles that tune_triton.py has measured.
+    # Modules that networks import by a folder, the tiles that tune_triton.py has measured, and
+    # the sources that NVRTC compiles.
     package_data={'mmreplk.ops.dropin': ['modules/*.py', 'modules/*/*.py'],
-                  'mmreplk.ops.gpu': ['tiles.json']},
+                  'mmreplk.ops.gpu': ['tiles.json'],
+                  'mmreplk.ops.gpu.cuda': ['csrc/*']},
     # The mm packages exist under two sets of names that must not be mixed, so none is required
     # here: the user's environment has one of them. requirements/onedl.txt pins the tested one.
     install_requires=['torch>=2.5'],

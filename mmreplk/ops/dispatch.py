@@ -56,7 +56,7 @@ class Choice(NamedTuple):
     """The answer of `explain`.
 
     Attributes:
-        backend (str): 'triton', 'fft', 'direct' or 'torch'.
+        backend (str): 'triton', 'cuda', 'fft', 'direct' or 'torch'.
         reason (str): Why, in one sentence.
         candidates (dict[str, float | str | None]): For each backend its estimated time in seconds,
             None where no model estimates it, or the reason why it cannot serve.

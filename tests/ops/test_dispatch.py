@@ -370,7 +370,7 @@ def problem_on(device, **changes):
 @pytest.mark.parametrize('task', [dispatch.choose, dispatch.choose_weight_grad])
 def test_unknown_estimates(monkeypatch, fresh, task):
     """Where no model knows any time, or some, one of those that can serve is taken."""
-    able = dict(triton=None, fft=None, direct='on a CPU', torch=None)
+    able = dict(triton=None, cuda='not here', fft=None, direct='on a CPU', torch=None)
     for known in ({}, dict(torch=1e-3), dict(triton=1e-3), dict(triton=1e-3, torch=2e-3)):
         fresh()
         for name, value in {**able, **known}.items():

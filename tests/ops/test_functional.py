@@ -260,7 +260,7 @@ def test_3d_weights_and_quantized_ones_are_refused_in_words():
 def test_unknown_backend():
     x, weight = torch.rand(1, 3, 40, 40), torch.rand(3, 1, 9, 9)
     for function in (large_kernel_dwconv2d, explain):
-        with pytest.raises(ValueError, match="auto, triton, fft, direct, torch, not 'cudnn'"):
+        with pytest.raises(ValueError, match="auto, triton, cuda, fft, direct, torch, not 'cudnn'"):
             function(x, weight, backend='cudnn')
 
 
@@ -279,10 +279,10 @@ def test_explain_names_what_runs():
     choice = explain(x, weight, None, 1, 15)
     assert choice.backend == 'fft'
     assert 'estimate' in choice.reason
-    assert set(choice.candidates) == {'triton', 'fft', 'direct', 'torch'}
+    assert set(choice.candidates) == {'triton', 'cuda', 'fft', 'direct', 'torch'}
     assert choice.candidates['fft'] < choice.candidates['torch']
     assert 'on the CPU' in choice.candidates['triton']
-    assert str(choice).count('\n') == 4
+    assert str(choice).count('\n') == 5
     assert explain(x, weight, None, 1, 15, backend='torch').reason == 'asked for by name'
     assert explain(x, weight, None, 2, 15).backend == 'torch'
     small = torch.rand(1, 1, 7, 7), torch.rand(1, 1, 3, 3)

@@ -59,7 +59,7 @@ def test_the_calls_are_right_unchanged():
 
 @pytest.mark.parametrize('backend', ['nonsense', '', 'FFT', 'auto ?'])
 def test_unknown_backends(backend):
-    refused('backend must be one of auto, triton, fft, direct, torch', backend=backend)
+    refused('backend must be one of auto, triton, cuda, fft, direct, torch', backend=backend)
 
 
 def test_a_backend_that_cannot_serve():

@@ -35,7 +35,8 @@ def test_profile(capsys, monkeypatch, backward):
         assert re.fullmatch(r'[\d.e+-]+ ms \([\d.e+-]+ ms to [\d.e+-]+ ms\)', time)
         assert float(ratio) > 0
     assert max(float(row[4]) for row in rows if row[0] == 'torch') == 1
-    assert lines[-1].startswith('triton cannot serve: Triton runs on a GPU')
+    assert lines[-2].startswith('triton cannot serve: Triton runs on a GPU')
+    assert lines[-1].startswith('cuda cannot serve: the CUDA kernels run on a GPU')
 
 
 @pytest.mark.parametrize(('kernel', 'named'), [

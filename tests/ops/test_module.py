@@ -117,7 +117,7 @@ def test_a_backend_that_cannot_serve():
     layer = make(LargeKernelDWConv2d, LAYERS['stride'], backend='fft')
     with pytest.raises(RuntimeError, match=r"backend='fft' cannot serve.*stride 1, not \(2, 2\)"):
         layer(torch.randn(2, 4, 30, 27))
-    with pytest.raises(ValueError, match="auto, triton, fft, direct, torch, not 'cudnn'"):
+    with pytest.raises(ValueError, match="auto, triton, cuda, fft, direct, torch, not 'cudnn'"):
         make(LargeKernelDWConv2d, LAYERS['stride'], backend='cudnn')
 
 

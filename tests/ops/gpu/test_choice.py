@@ -8,6 +8,7 @@ import torch
 from mmreplk.ops import dispatch
 from mmreplk.ops.functional import problem_of
 from mmreplk.ops.gpu import arch as triton_arch, backend as gpu
+from mmreplk.ops.gpu.cuda import backend as cuda
 from mmreplk.ops.problem import Problem
 
 
@@ -34,6 +35,7 @@ def _on(monkeypatch):
         dispatch.forget()
         monkeypatch.setattr(triton_arch, 'properties', lambda: devices)
         monkeypatch.setattr(gpu, '_start', lambda: None)
+        monkeypatch.setattr(cuda, '_without_cuda', lambda: 'not in these tests')
 
     yield on
     monkeypatch.undo()
