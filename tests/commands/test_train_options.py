@@ -158,12 +158,14 @@ def test_show_dir_keeps_other_backends(tmp_path, monkeypatch):
     cfg = config(tmp_path, default_scope='mmseg',
                  default_hooks=dict(visualization=dict(type='SegVisualizationHook', interval=50)),
                  visualizer=dict(type='SegLocalVisualizer', vis_backends=backends))
-    assert evaluation.use_show_dir(cfg, 'show') is None
+    evaluation.use_show_dir(cfg, 'show')
+    assert 'custom_hooks' not in cfg
     assert cfg.visualizer.vis_backends == [
         dict(type='LocalVisBackend', img_save_dir=str(tmp_path / 'show')), backends[1]]
     assert cfg.default_hooks.visualization == dict(
         type='SegVisualizationHook', interval=1, draw=True)
-    assert 'one image in 2' in evaluation.use_show_dir(cfg, 'show', 2)
+    evaluation.use_show_dir(cfg, 'show', processes=2)
+    assert cfg.custom_hooks == [dict(type='mmreplk.DrawOnEveryProcessHook')]
 
 
 def test_tta_of_the_config_and_default(tmp_path):

@@ -44,7 +44,6 @@ def _on_this_cpu(monkeypatch, on_cpu, emulated):
         why = backend.can_divide(problem, task)
         return not why, why
 
-    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     family = backend.FAMILY._replace(
         estimate=lambda problem, task: 1e-9, supports=supports,
         versions=lambda: dict(nvrtc='none', source='emulated'))
@@ -52,7 +51,9 @@ def _on_this_cpu(monkeypatch, on_cpu, emulated):
     monkeypatch.setattr(dispatch, 'BACKENDS', {**dispatch.BACKENDS, 'cuda': dispatch.BACKENDS[
         'cuda']._replace(supports=family.supports, estimate=family.estimate)})
     dispatch.forget()
-    return emulated
+    # By the context: where PyTorch's own test tools were imported, the flag cannot be set.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield emulated
 
 
 def gpu_problem(**changes):
