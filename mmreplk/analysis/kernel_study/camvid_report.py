@@ -1,7 +1,5 @@
 """Results of the kernel study on CamVid: scores by class, fields, speed; CSV and table."""
 
-import csv
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +14,14 @@ from ..erf.field import THRESHOLDS
 from ..erf.images import FolderImages
 from ..erf.report import ErfResult
 from .camvid import CamVidRun, CamVidStudy
-from .fields import align, field_of, mean_and_spread, parsed_options, seconds_per_iteration
+from .fields import (
+    align,
+    align_spread,
+    field_of,
+    mean_and_spread,
+    parsed_options,
+    seconds_per_iteration,
+)
 from .report import read_metrics
 
 ERF_IMAGES, ERF_SIZE = 50, 256
@@ -130,40 +135,17 @@ def format_table(study: CamVidStudy, results: list[CamVidResult]) -> str:
         ('ms/image', 0, lambda r: 1000 * r.latency),
         ('s/iteration', 3, lambda r: r.seconds),
     ]
-    rows = []
-    for kind, group in by_kind(results).items():
-        cells = []
-        for _, digits, value in columns:
-            mean, deviation = mean_and_spread(map(value, group))
-            cells.append(f'{mean:.{digits}f} +- {deviation:.{digits}f}')
-        rows.append([kind, *cells])
+    groups = by_kind(results)
     classes = list(results[0].ious)
     per_class = [[kind, *(f'{mean_and_spread(r.ious[name] for r in group)[0]:.1f}'
-                          for name in classes)] for kind, group in by_kind(results).items()]
+                          for name in classes)] for kind, group in groups.items()]
     seeds = len(study.settings.seeds)
     return '\n'.join([
         f'CamVid, {seeds} seed{"s" * (seeds > 1)}, {study.settings.iters} iterations of 8 crops; '
         'mIoU on the test split; mean +- standard deviation',
-        '', *align(['network', *(name for name, _, _ in columns)], rows), '',
+        '', *align_spread('network', columns, groups), '',
         'IoU by class, mean over the seeds', '',
         *align(['network', *classes], per_class), '',
         'k31: kernels of 31, 29, 27 and 13, as in the paper. r(t): high-contribution area of the '
         f'trained backbone, scores A, of {results[0].erf.pictures.split(" in ")[0]}.',
         'ms/image: of the merged network, whole, 480 x 360, on this machine.'])
-
-
-def format_csv(results: list[CamVidResult]) -> str:
-    """All results as CSV with a header, one row for each network.
-
-    Args:
-        results (list[CamVidResult]): At least one.
-
-    Returns:
-        str: Scores in per cent, areas ``r<t>`` and ``sum_r<t>`` from 0 to 1, times in seconds.
-    """
-    text = io.StringIO()
-    rows = [result.row() for result in results]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -1,7 +1,10 @@
-"""The receptive fields of a study's networks, and how long their training took."""
+"""The receptive fields of a study's networks, how long their training took, and its tables."""
 
+import csv
+import io
 import json
 import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +80,42 @@ def align(head: list[str], rows: list[list[str]]) -> list[str]:
     lines = ['  '.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
              for row in (head, *rows)]
     return [lines[0], '-' * len(lines[0]), *lines[1:]]
+
+
+def align_spread(title: str, columns: Sequence[tuple[str, int, Callable]],
+                 groups: Mapping[str, Sequence]) -> list[str]:
+    """A table of means and standard deviations over the results of each group.
+
+    Args:
+        title (str): Of the groups.
+        columns (Sequence[tuple]): Name, digits behind the point, and the number of a result.
+        groups (Mapping[str, Sequence]): The results by name of their group.
+
+    Returns:
+        list[str]: Lines that line up.
+    """
+    rows = []
+    for name, group in groups.items():
+        cells = []
+        for _, digits, value in columns:
+            mean, deviation = mean_and_spread(map(value, group))
+            cells.append(f'{mean:.{digits}f} +- {deviation:.{digits}f}')
+        rows.append([name, *cells])
+    return align([title, *(name for name, _, _ in columns)], rows)
+
+
+def format_csv(results: Sequence) -> str:
+    """All results of a study as CSV with a header, one row for each network.
+
+    Args:
+        results (Sequence): At least one, each with a method ``row`` that gives a dict.
+
+    Returns:
+        str: The lines.
+    """
+    text = io.StringIO()
+    rows = [result.row() for result in results]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,7 +1,5 @@
 """Results of a kernel study: scores by distance, receptive fields, CSV and table."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from ..erf.field import THRESHOLDS
 from ..erf.images import FolderImages
 from ..erf.report import ErfResult
 from .far_context import CLASS_IDS, DISTANCES, LANDS, NO_DISTANCE, SIZE, SPLITS
-from .fields import align, field_of, mean_and_spread, seconds_per_iteration
+from .fields import align_spread, field_of, seconds_per_iteration
 from .settings import KernelStudy
 from .study import Run
 
@@ -182,49 +180,22 @@ def format_table(study: KernelStudy, results: list[RunResult]) -> str:
         str: Several lines.
     """
     columns = [
-        ('mIoU', lambda r: r.miou),
-        ('land, %', lambda r: 100 * r.land_accuracy()),
-        (f'from {FAR} px, %', lambda r: 100 * r.land_accuracy(FAR)),
-        ('r(50%), %', lambda r: 100 * r.erf.of_scores()[2].ratio),
-        ('r(99%), %', lambda r: 100 * r.erf.of_scores()[3].ratio),
-        ('s/iteration', lambda r: r.seconds),
+        ('mIoU', 1, lambda r: r.miou),
+        ('land, %', 1, lambda r: 100 * r.land_accuracy()),
+        (f'from {FAR} px, %', 1, lambda r: 100 * r.land_accuracy(FAR)),
+        ('r(50%), %', 1, lambda r: 100 * r.erf.of_scores()[2].ratio),
+        ('r(99%), %', 1, lambda r: 100 * r.erf.of_scores()[3].ratio),
+        ('s/iteration', 3, lambda r: r.seconds),
     ]
-    head = ['kernel', *(name for name, _ in columns)]
-    rows = []
-    for kernel, group in by_kernel(results).items():
-        cells = []
-        for name, value in columns:
-            mean, deviation = mean_and_spread(map(value, group))
-            digits = 3 if name.startswith('s/') else 1
-            cells.append(f'{mean:.{digits}f} +- {deviation:.{digits}f}')
-        rows.append([f'{kernel} x {kernel}', *cells])
+    groups = {f'{kernel} x {kernel}': group for kernel, group in by_kernel(results).items()}
     seeds = len(study.settings.seeds)
     return '\n'.join([
         f'{seeds} seed{"s" * (seeds > 1)}, {study.settings.iters} iterations of 8 pictures, '
         f'{study.settings.num_val} pictures of {SIZE} x {SIZE} to score; mean +- standard '
         'deviation',
-        '', *align(head, rows), '',
+        '', *align_spread('kernel', columns, groups), '',
         f'With the shores exact and the land named by chance: mIoU {blind_miou(study.data):.1f}.',
         f'land: share of its pixels that are named rightly; from {FAR} px: of those at least {FAR} '
         'pixels away from the landmark.',
         'r(t): high-contribution area of the trained backbone, scores A, of '
         f'{results[0].erf.pictures.split(" in ")[0]}.'])
-
-
-def format_csv(results: list[RunResult]) -> str:
-    """All results as CSV with a header, one row for each network.
-
-    Args:
-        results (list[RunResult]): At least one.
-
-    Returns:
-        str: mIoU in per cent; ``accuracy_from_<d>px`` of the land's pixels from ``d`` to 10 pixels
-        further away from the landmark (the last without end) and ``r<t>``, ``sum_r<t>`` (areas of
-        scores and of contributions) from 0 to 1.
-    """
-    text = io.StringIO()
-    rows = [result.row() for result in results]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from ...files import write_stream
 from . import camvid_plot, camvid_report, plot, report as far_report
 from .camvid import CamVidStudy
+from .fields import format_csv
 from .settings import KernelStudy
 from .study import Study
 from .train import train_all
@@ -43,7 +44,7 @@ def run_study(study: Study, jobs: int = 1,
     scores, figure = SHOWN_BY[type(study)]
     results = scores.collect(study, timed)
     table = scores.format_table(study, results)
-    for name, content in ((ROWS, scores.format_csv(results)), (SUMMARY, f'{table}\n')):
+    for name, content in ((ROWS, format_csv(results)), (SUMMARY, f'{table}\n')):
         write_stream(study.folder / name,
                      lambda file, content=content: file.write(content.encode()))
     write_stream(study.folder / FIGURE, lambda file: figure.draw_study(study, results, file))

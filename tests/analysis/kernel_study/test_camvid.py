@@ -23,9 +23,9 @@ from mmreplk.analysis.kernel_study.camvid import (
 from mmreplk.analysis.kernel_study.camvid_report import (
     CamVidResult,
     by_kind,
-    format_csv,
     format_table,
 )
+from mmreplk.analysis.kernel_study.fields import format_csv
 from mmreplk.config.files import config_root
 from mmreplk.models.arch import parse_arch
 

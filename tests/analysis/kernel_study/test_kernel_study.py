@@ -22,13 +22,12 @@ from mmreplk.analysis.kernel_study.far_context import (
     NO_DISTANCE,
     write_dataset,
 )
-from mmreplk.analysis.kernel_study.fields import mean_and_spread
+from mmreplk.analysis.kernel_study.fields import format_csv, mean_and_spread
 from mmreplk.analysis.kernel_study.report import (
     EDGES,
     RunResult,
     accuracy_by_distance,
     blind_miou,
-    format_csv,
     format_table,
     middle_run,
     read_metrics,
