@@ -80,7 +80,7 @@ INLINE void stream_together(const int rows, const int columns, const struct stre
 }
 
 #if VF == 16
-// As stream_together for taps that lie side by side. Fifteen of sixteen loads of a vector lie across a
+// As stream_together for taps, at least one, that lie side by side. Fifteen of sixteen loads of a vector lie across a
 // cache line and take the time of two: every other vector is put together from the two lines that hold
 // it instead, which another port of the CPU does.
 INLINE void stream_aligned(const int rows, const int columns, const struct stream *k, int64_t r) {
@@ -88,12 +88,6 @@ INLINE void stream_aligned(const int rows, const int columns, const struct strea
   const float *x = k->x + (r - k->first) * k->x_row, *w = k->w, *end = w + k->taps * k->w_tap;
   int64_t from = (int64_t)((uintptr_t)x / sizeof(float) % VF);
   x -= from;
-  if (w == end) {
-    UNROLL for (int i = 0; i < rows; i++)
-      UNROLL for (int c = 0; c < columns; c++) sum[i][c] = zero();
-    UNROLL for (int i = 0; i < rows; i++) stream_store(columns, k, r + i, sum[i]);
-    return;
-  }
   UNROLL for (int i = 0; i < rows; i++) {
     UNROLL for (int c = 0; c < columns; c++) sum[i][c] = zero();
     UNROLL for (int c = 0; c <= columns; c++) line[i][c] = load(x + i * k->x_row + c * VF);
@@ -129,7 +123,7 @@ INLINE void stream_aligned(const int rows, const int columns, const struct strea
 
 INLINE void stream_block(const int rows, const int columns, const struct stream *k, int64_t r) {
 #if VF == 16
-  if (k->x_tap == 1) {
+  if (k->x_tap == 1 && k->taps > 0) {
     stream_aligned(rows, columns, k, r);
     return;
   }
