@@ -29,6 +29,9 @@ class Seen(NamedTuple):
     def of(cls, x: Tensor) -> 'Seen':
         return cls(x.shape, x.stride(), x.dtype, x.device)
 
+    def __str__(self):
+        return 'x'.join(map(str, self.shape))
+
     def make(self) -> Tensor:
         """Such a tensor, of random values."""
         x = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
@@ -85,11 +88,8 @@ def measured(conv: nn.Conv2d, seen: Seen, trained: bool) -> tuple[float, float]:
 
 def clocked(layers: tuple[nn.Module, nn.Module], x: Tensor) -> tuple[float, float]:
     """Seconds of two layers in inference, in turns: medians."""
-    def run(layer):
-        with torch.no_grad():
-            layer(x)
-
-    return _in_turns(*(partial(run, layer) for layer in layers))
+    with torch.no_grad():
+        return _in_turns(*(partial(layer, x) for layer in layers))
 
 
 def _in_turns(*ways) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 # It needs the mm packages: imported where it is asked for alone.
-from ..models.cpu_inference.pointwise import PointwiseConv2d
+from ..models.cpu_inference.pointwise import PointwiseConv2d, are_rows
 from .choice import Seen, clocked
 from .swap import is_plain_conv, swap, why_not
 from .table import Row
@@ -24,8 +24,8 @@ def pointwise_convs(model: nn.Module) -> dict[nn.Module, str]:
             if is_plain_conv(module) and _is_pointwise(module) and why_not(module) is None}
 
 
-def accelerate_inference(model: nn.Module, calls: Mapping[nn.Module, list[Seen]] | None,
-                         policy: str) -> list[Row]:
+def accelerate_inference(model: nn.Module, products: Mapping[nn.Module, str],
+                         calls: Mapping[nn.Module, list[Seen]] | None, policy: str) -> list[Row]:
     """1x1 convolutions and UperNet's head.
 
     The layers decide at each call whether products of matrices can serve: on a CPU, channels-last,
@@ -33,17 +33,17 @@ def accelerate_inference(model: nn.Module, calls: Mapping[nn.Module, list[Seen]]
 
     Args:
         model (nn.Module): The network.
-        calls (Mapping[nn.Module, list[Seen]], optional): The inputs of `pointwise_convs`, where
-            they are known.
+        products (Mapping[nn.Module, str]): Its `pointwise_convs`.
+        calls (Mapping[nn.Module, list[Seen]], optional): Their inputs, where they are known.
         policy (str): As of `accelerate`.
 
     Returns:
         list[Row]: One for each of these layers.
     """
     rows = []
-    for conv, name in pointwise_convs(model).items():
+    for conv, name in products.items():
         seen = None if calls is None or policy == 'all' else calls.get(conv, [])
-        size = ', '.join('x'.join(map(str, each.shape)) for each in seen or ())
+        size = ', '.join(map(str, seen or ()))
         reason = None if seen is None else _why_no_product(conv, seen, policy)
         rows.append(Row(name, '1x1', size, reason is None,
                         reason or 'a matrix product where channels-last'))
@@ -62,10 +62,8 @@ def _why_no_product(conv: nn.Conv2d, seen: list[Seen], policy: str) -> str | Non
     """Why a 1x1 convolution stays one, for inputs of these sizes; None if it does not."""
     if not seen:
         return 'not called by this input'
-    images = [each for each in seen if len(each.shape) == 4]
-    makes = [torch.empty_strided(each.shape, each.strides, device='meta') for each in images]
-    if len(images) < len(seen) or not all(
-            x.is_contiguous(memory_format=torch.channels_last) and x.shape[1] > 1 for x in makes):
+    if not all(are_rows(torch.empty_strided(each.shape, each.strides, device='meta'))
+               for each in seen):
         return 'a convolution where not channels-last'
     if policy == 'measure':
         product = PointwiseConv2d(conv.in_channels, conv.out_channels, bias=conv.bias is not None)

@@ -73,8 +73,8 @@ def accelerate(model: nn.Module,
     reasons = {conv: _why_left(conv) for conv in names}
     asked = example_inputs is not None or input_size is not None
     able = [conv for conv, reason in reasons.items() if reason is None]
-    products = list(pointwise_convs(model)) if inference else []
-    calls = _run(model, able + products, example_inputs, input_size) if asked and (
+    products = pointwise_convs(model) if inference else {}
+    calls = _run(model, [*able, *products], example_inputs, input_size) if asked and (
         able or products) else {}
     rows = [_decide(name, conv, reasons[conv], calls.get(conv, []), asked, policy, model.training)
             for conv, name in names.items()]
@@ -84,7 +84,7 @@ def accelerate(model: nn.Module,
             swap(conv, LargeKernelDWConv2d, activation=None, backend='auto')
     table = Table(rows)
     if inference:
-        table += accelerate_inference(model, calls if asked else None, policy)
+        table += accelerate_inference(model, products, calls if asked else None, policy)
     return table
 
 
@@ -196,7 +196,7 @@ def _eagerly():
 
 def _decide(name, conv, reason, calls: list[Seen], asked: bool, policy: str, trained: bool) -> Row:
     kernel = 'x'.join(map(str, conv.kernel_size))
-    size = ', '.join('x'.join(map(str, seen.shape)) for seen in calls)
+    size = ', '.join(map(str, calls))
 
     def row(changed, reason):
         return Row(name, kernel, size, changed, reason)

@@ -148,7 +148,7 @@ def faster_channels_last(network: nn.Module, x: Tensor) -> bool:
 def _fuses(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> bool:
     """Whether oneDNN's product of matrices can serve."""
     tensors = [t for t in (x, weight, bias, residual) if t is not None]
-    return (runs_products(x) and all(_are_rows(t) for t in (x, residual) if t is not None)
+    return (runs_products(x) and all(are_rows(t) for t in (x, residual) if t is not None)
             and all(t.dtype == x.dtype for t in tensors) and are_plain(tensors))
 
 
@@ -158,7 +158,7 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
             and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)))
 
 
-def _are_rows(x: Tensor) -> bool:
+def are_rows(x: Tensor) -> bool:
     """Whether x is a channels-last feature map without gaps between its pixels."""
     return (x.dim() == 4 and x.numel() > 0 and x.is_contiguous(memory_format=torch.channels_last)
             and x.shape[1] > 1)  # with one channel the formats are the same
